@@ -1,0 +1,122 @@
+//! Keys and values of the BPF maps that both sides use.
+
+use crate::record::{Task, plain};
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+plain! {
+    /// Value of the map `BOUND`: what is known of a bound socket, by the address of its `struct sock`.
+    pub struct Bound {
+        /// Who bound it; all zero if that was before the trace.
+        pub binder: Task,
+        /// Who closed it, once somebody has; else all zero.
+        pub closer: Task,
+        /// When it was bound (CLOCK_MONOTONIC, ns), or 0.
+        pub bound_at: u64,
+        /// Inode number of its file.
+        pub inode: u64,
+        /// What it was bound to, as [`crate::record::Socket::local`]. Its port may be gone from
+        /// the socket before its end can be seen.
+        pub local: [u8; 16],
+        /// The port it was bound to.
+        pub local_port: u16,
+        /// Of no meaning; fills the struct up.
+        pub reserved: [u16; 3],
+    }
+
+    /// Key of the map `CLOSERS`: a connection.
+    pub struct Endpoints {
+        /// As [`crate::record::Socket::local`].
+        pub local: [u8; 16],
+        /// As [`crate::record::Socket::remote`].
+        pub remote: [u8; 16],
+        /// Inode number of the network namespace.
+        pub netns: u32,
+        /// Local port.
+        pub local_port: u16,
+        /// Remote port.
+        pub remote_port: u16,
+    }
+
+    /// Value of the map `CONNECTING`: the peer of the connect(2) that a thread is in.
+    pub struct Peer {
+        /// As [`crate::record::Socket::remote`].
+        pub remote: [u8; 16],
+        /// Inode number of the network namespace.
+        pub netns: u32,
+        /// Remote port.
+        pub remote_port: u16,
+        /// Of no meaning; fills the struct up.
+        pub reserved: u16,
+    }
+
+    /// Value of the map `CANCELLED`: the timewait socket cancelled last on a processor.
+    pub struct Cancelled {
+        /// Which connection it was.
+        pub endpoints: Endpoints,
+        /// Address of the `inet_timewait_sock`.
+        pub address: u64,
+        /// When (CLOCK_MONOTONIC, ns).
+        pub time: u64,
+    }
+}
+
+/// Indexes of the map `CONTROL`.
+pub mod control {
+    /// Not 0: the user side sleeps and has to be woken.
+    pub const ASLEEP: u32 = 0;
+    /// Which filters are set: bits of [`super::filter`].
+    pub const FILTERS: u32 = 1;
+    /// How many indexes there are.
+    pub const COUNT: u32 = 2;
+}
+
+/// Bits of [`control::FILTERS`].
+///
+/// In a map and not a read-only value: the self-test runs before they are set.
+pub mod filter {
+    /// Only the processes in the map `PIDS`.
+    pub const PID: u32 = 1 << 0;
+    /// Only the ports in the bitmap `PORTS`.
+    pub const PORT: u32 = 1 << 1;
+    /// Only the uids in the map `UIDS`.
+    pub const UID: u32 = 1 << 2;
+    /// Only the network namespaces in the map `NETNS`.
+    pub const NETNS: u32 = 1 << 3;
+    /// AF_UNIX too.
+    pub const UNIX: u32 = 1 << 4;
+    /// Only failures of bind and listen.
+    pub const FAILED: u32 = 1 << 5;
+}
+
+/// Values of the map `IDENTIFIED`, by `tgid`: what the user side knows of a process.
+pub mod identified {
+    /// A process record was sent.
+    pub const FULL: u32 = 1;
+    /// Its parent's record was sent, and a fork record.
+    pub const INHERITED: u32 = 2;
+}
+
+/// Indexes of the map `LOST`: records that could not be written, by kind (see
+/// [`crate::record::kind`]), then what else got lost.
+pub mod lost {
+    use crate::record::kind;
+
+    /// Bound sockets that did not fit into the map `BOUND`: their release will not be seen.
+    pub const BOUND: u32 = kind::COUNT as u32;
+    /// How many indexes there are.
+    pub const COUNT: u32 = BOUND + 1;
+}
+
+/// Capacity of the map `BOUND`.
+pub const BOUND_CAPACITY: u32 = 65_536;
+/// Capacity of the map `CLOSERS`.
+pub const CLOSERS_CAPACITY: u32 = 16_384;
+/// Capacity of the map `IDENTIFIED`.
+pub const IDENTIFIED_CAPACITY: u32 = 16_384;
+/// Capacity of the map `CONNECTING`.
+pub const CONNECTING_CAPACITY: u32 = 1_024;
+/// Capacity of the filter maps.
+pub const FILTER_CAPACITY: u32 = 1_024;
+/// Words of the filter map `PORTS`, a bitmap of all ports.
+pub const PORT_WORDS: u32 = 65_536 / 64;

@@ -1,0 +1,44 @@
+//! Read-only values besides the fields' offsets, which the user side sets at load.
+
+/// Declares one read-only value a line: `NAME: type = what it is`.
+///
+/// Calls `$callback!` with all of them.
+#[macro_export]
+macro_rules! for_each_setting {
+    ($callback:ident) => {
+        $callback! {
+            /// Number of bind(2) for native tasks.
+            NR_BIND: u32,
+            /// Number of listen(2) for native tasks.
+            NR_LISTEN: u32,
+            /// Number of bind(2) for 32-bit tasks, or 0 where there are none.
+            NR_COMPAT_BIND: u32,
+            /// Number of listen(2) for 32-bit tasks, or 0.
+            NR_COMPAT_LISTEN: u32,
+            /// Number of socketcall(2) for 32-bit tasks, or 0.
+            NR_COMPAT_SOCKETCALL: u32,
+            /// Bits of the word at [`COMPAT_WORD`](crate::field) that mark a 32-bit task's system call.
+            COMPAT_MASK: u32,
+            /// Bits of the number of a system call that do not belong to it (x32's mark).
+            NR_IGNORE: u32,
+            /// Address of `tw_timer_handler`, or 0.
+            TIMEWAIT_HANDLER: u64,
+            /// Address of `reqsk_timer_handler`, or 0.
+            REQUEST_HANDLER: u64,
+            /// Number of the `inet_flags` bit of IP_FREEBIND.
+            FLAG_FREEBIND: u32,
+            /// Number of the `inet_flags` bit of IP_TRANSPARENT.
+            FLAG_TRANSPARENT: u32,
+            /// Number of the `inet_flags` bit of IP_BIND_ADDRESS_NO_PORT.
+            FLAG_BIND_ADDRESS_NO_PORT: u32,
+            /// Index in `css_set.subsys` of the pids controller, or [`ABSENT`](crate::field::ABSENT).
+            SUBSYS_PIDS: u32,
+            /// The same of the memory controller.
+            SUBSYS_MEMORY: u32,
+            /// The same of the devices controller.
+            SUBSYS_DEVICES: u32,
+            /// The same of the cpu controller.
+            SUBSYS_CPU: u32,
+        }
+    };
+}
