@@ -1,0 +1,116 @@
+//! Offsets of kernel fields, and the only pointer arithmetic on kernel memory.
+//!
+//! The user side resolves the offsets from BTF before load. They are read-only
+//! globals in a frozen map, so the verifier sees constants and drops the code
+//! of absent fields.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_probe_read_user, generated},
+};
+use portwatch_common::field::{ABSENT, unpack};
+
+macro_rules! globals {
+    ($($name:ident: $kind:ident $policy:ident $path:literal,)*) => {$(
+        #[doc = $path]
+        #[unsafe(no_mangle)]
+        pub static $name: Global<u32> = Global::new(ABSENT);
+    )*};
+}
+portwatch_common::for_each_field!(globals);
+
+macro_rules! settings {
+    ($($(#[$meta:meta])* $name:ident: $type:ty,)*) => {$(
+        $(#[$meta])*
+        #[unsafe(no_mangle)]
+        pub static $name: Global<$type> = Global::new(0);
+    )*};
+}
+portwatch_common::for_each_setting!(settings);
+
+/// An address in kernel memory, of no type: which fields it has is for the caller to know.
+pub type Address = u64;
+
+/// The address of a field, or nothing if this kernel does not have it.
+#[inline(always)]
+pub fn address(base: Address, field: &Global<u32>) -> Option<Address> {
+    let offset = field.load();
+    (offset != ABSENT).then(|| base.wrapping_add(u64::from(offset)))
+}
+
+/// Reads a `T` at an address; all zero if it cannot be read.
+///
+/// Whether it could is not looked at, since the helper zeroes what it could
+/// not read (`copy_from_kernel_nofault` failing in `bpf_probe_read_kernel_common`,
+/// kernel/trace/bpf_trace.c, 5.10 to 7.3): every branch here would double the
+/// paths that the verifier follows through all that comes behind.
+#[inline(always)]
+pub fn read_at<T: Copy + Default>(address: Address) -> T {
+    let mut value = T::default();
+    // SAFETY: `value` is writable for its length; the helper checks the source.
+    unsafe {
+        generated::bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+    }
+    value
+}
+
+/// Reads a field; all zero if it is absent or cannot be read.
+#[inline(always)]
+pub fn read<T: Copy + Default>(base: Address, field: &Global<u32>) -> T {
+    match address(base, field) {
+        Some(address) => read_at(address),
+        None => T::default(),
+    }
+}
+
+/// Reads a field into place: a stack of 512 bytes has no room for large values in between.
+#[inline(always)]
+pub fn read_into<T: Copy>(into: &mut T, base: Address, field: &Global<u32>) {
+    if let Some(address) = address(base, field) {
+        // SAFETY: `into` is writable for its length; the helper checks the source,
+        // and zeroes the destination when it fails.
+        unsafe {
+            generated::bpf_probe_read_kernel(
+                core::ptr::from_mut(into).cast(),
+                size_of::<T>() as u32,
+                address as *const _,
+            );
+        }
+    }
+}
+
+/// Reads a bitfield; 0 if it is absent or cannot be read.
+#[inline(always)]
+pub fn read_bits(base: Address, field: &Global<u32>) -> u32 {
+    let packed = field.load();
+    if packed == ABSENT {
+        return 0;
+    }
+    let (offset, shift, width) = unpack(packed);
+    let byte: u8 = read_at(base.wrapping_add(u64::from(offset)));
+    u32::from(byte) >> shift & ((1 << width) - 1)
+}
+
+/// Reads a `T` at an address of the current task's memory.
+#[inline(always)]
+pub fn read_user<T: Copy>(address: Address) -> Option<T> {
+    // SAFETY: bpf_probe_read_user checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+/// Reads a field of a struct that a tracepoint's typed argument points to.
+///
+/// # Safety
+///
+/// `base` must be the argument itself, whose type the verifier knows, and
+/// `field` one of that very struct: then this is a checked load, faster than a
+/// probe read and refused when the offset is wrong.
+#[inline(always)]
+pub unsafe fn load_typed<T: Copy>(base: *const u8, field: &Global<u32>) -> T {
+    // SAFETY: the verifier has checked the type and the offset.
+    unsafe { base.add(field.load() as usize).cast::<T>().read_volatile() }
+}

@@ -1,0 +1,128 @@
+//! listen(2): an attempt, as it came back.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use portwatch_common::map::filter as filters;
+use portwatch_common::record::{Listen, ListenUnix, Socket, Task, UNIX_PATH, kind};
+
+use crate::layout::{self, Address, read};
+use crate::maps::BOUND;
+use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, NO_SOCKET, Opened};
+use crate::task::{self, NOBODY};
+use crate::{bind, emit, filter};
+
+/// A listen(2) of the current task has returned.
+#[inline(never)]
+pub fn returned(opened: Option<Opened>, backlog: i32, result: i32) {
+    let mut task = NOBODY;
+    task::current(&mut task);
+    if !filter::task(&task) {
+        return;
+    }
+    let Some(opened) = opened else {
+        // Without a socket there is neither an address nor a family to judge it by.
+        if filter::result(result) && !filter::is_set(filters::PORT | filters::NETNS) {
+            task::identify(&task);
+            send(None, &task, &NO_SOCKET, backlog, result);
+        }
+        return;
+    };
+    let mut socket = NO_SOCKET;
+    sock::describe(opened.sk, opened.inode, &mut socket);
+    let wanted = match socket.family {
+        AF_INET | AF_INET6 => filter::socket(&socket),
+        AF_UNIX => filter::is_set(filters::UNIX),
+        _ => false,
+    };
+    if !wanted {
+        return;
+    }
+    // listen(2) without bind(2) binds as well.
+    if socket.family != AF_UNIX && result == 0 && BOUND.get_ptr(opened.sk).is_none() {
+        bind::remember(&socket, &task);
+    }
+    if !filter::result(result) {
+        return;
+    }
+    task::identify(&task);
+    if socket.family == AF_UNIX {
+        send_unix(opened, &task, &socket, backlog, result);
+    } else {
+        send(Some(opened), &task, &socket, backlog, result);
+    }
+}
+
+#[inline(always)]
+fn send(opened: Option<Opened>, task: &Task, socket: &Socket, backlog: i32, result: i32) {
+    let Some(mut entry) = emit::reserve::<Listen>(kind::LISTEN) else {
+        return;
+    };
+    // SAFETY: the entry is reserved, writable memory of the right size.
+    unsafe {
+        fill(entry.as_mut_ptr(), task, socket, backlog, result);
+        if let Some(opened) = opened {
+            sock::device_name(opened.sk, socket.device, &mut (*entry.as_mut_ptr()).device);
+        }
+    }
+    emit::submit(entry);
+}
+
+/// # Safety
+///
+/// `record` must point to writable memory.
+#[inline(always)]
+unsafe fn fill(record: *mut Listen, task: &Task, socket: &Socket, backlog: i32, result: i32) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        emit::put(&raw mut (*record).task, task);
+        emit::put(&raw mut (*record).socket, socket);
+        (*record).result = result;
+        (*record).backlog = backlog;
+        (*record).path_length = 0;
+        (*record).reserved = 0;
+        (*record).device = [0; 16];
+    }
+}
+
+#[inline(always)]
+fn send_unix(opened: Opened, task: &Task, socket: &Socket, backlog: i32, result: i32) {
+    let Some(mut entry) = emit::reserve::<ListenUnix>(kind::LISTEN) else {
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the entry is reserved, writable memory of the right size.
+    unsafe {
+        fill(&raw mut (*record).listen, task, socket, backlog, result);
+        (*record).path = [0; UNIX_PATH + 4];
+        (*record).listen.path_length = unix_path((&raw mut (*record).path).cast(), opened.sk);
+    }
+    emit::submit(entry);
+}
+
+/// Reads the name an AF_UNIX socket is bound to: `unix_sock.addr` is a
+/// `struct unix_address`, whose `len` counts `sun_family` too.
+///
+/// # Safety
+///
+/// `buffer` must point to `UNIX_PATH` writable bytes.
+#[inline(always)]
+unsafe fn unix_path(buffer: *mut u8, sk: Address) -> u32 {
+    let name: Address = read(sk, &layout::UNIX_ADDR);
+    if name == 0 {
+        return 0;
+    }
+    let mut length = read::<u32>(name, &layout::UNIX_ADDRESS_LEN).saturating_sub(2);
+    if length > UNIX_PATH as u32 {
+        length = UNIX_PATH as u32;
+    }
+    let Some(sockaddr) = layout::address(name, &layout::UNIX_ADDRESS_NAME) else {
+        return 0;
+    };
+    // SAFETY: `length` is at most UNIX_PATH; the helper checks the source.
+    if length != 0
+        && unsafe { bpf_probe_read_kernel(buffer.cast(), length, (sockaddr + 2) as *const _) } == 0
+    {
+        length
+    } else {
+        0
+    }
+}

@@ -1,0 +1,33 @@
+//! The kernel side of portwatch: one file per kernel path.
+//!
+//! Adapters ([`tracepoint`]) fetch arguments and call handlers ([`bind`],
+//! [`listen`], [`release`], [`timewait`], [`task`], [`snapshot`]), which write
+//! records through [`emit`]. Kernel memory is read through [`layout`] and
+//! nowhere else; what counts as interesting is for [`filter`] to say.
+#![no_std]
+#![no_main]
+// Inline assembly for BPF is not stable yet.
+#![feature(asm_experimental_arch)]
+
+mod bind;
+mod emit;
+mod filter;
+mod layout;
+mod listen;
+mod maps;
+mod release;
+mod snapshot;
+mod sock;
+mod task;
+mod timewait;
+mod tracepoint;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The kernel lets only GPL-compatible programs call the helpers used here.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

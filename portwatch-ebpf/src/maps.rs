@@ -1,0 +1,63 @@
+//! All maps of the kernel side.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use portwatch_common::map::{
+    BOUND_CAPACITY, Bound, CLOSERS_CAPACITY, CONNECTING_CAPACITY, Cancelled, Endpoints,
+    FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Peer, control, lost,
+};
+use portwatch_common::record::Task;
+
+/// The records. The user side sets the size.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// What the user side tells at run time, by the indexes of [`control`].
+#[map]
+pub static CONTROL: Array<u32> = Array::with_max_entries(control::COUNT, 0);
+
+/// What got lost, by the indexes of [`lost`].
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT, 0);
+
+/// Bound sockets, by the address of their `struct sock`.
+///
+/// No LRU: what lives longest is a listener, the one that matters most, and
+/// an LRU would evict just that while connections churn.
+#[map]
+pub static BOUND: HashMap<u64, Bound> = HashMap::with_max_entries(BOUND_CAPACITY, 0);
+
+/// Who closed a connection that may go on to TIME_WAIT: the timewait socket is
+/// made later, mostly in a softirq on top of a stranger.
+#[map]
+pub static CLOSERS: LruHashMap<Endpoints, Task> = LruHashMap::with_max_entries(CLOSERS_CAPACITY, 0);
+
+/// The peer of a thread's connect(2), by `bpf_get_current_pid_tgid`.
+#[map]
+pub static CONNECTING: LruHashMap<u64, Peer> = LruHashMap::with_max_entries(CONNECTING_CAPACITY, 0);
+
+/// The timewait socket that was cancelled last on this processor.
+#[map]
+pub static CANCELLED: PerCpuArray<Cancelled> = PerCpuArray::with_max_entries(1, 0);
+
+/// Which processes the user side knows, by `tgid`: see [`portwatch_common::map::identified`].
+#[map]
+pub static IDENTIFIED: LruHashMap<u32, u32> = LruHashMap::with_max_entries(IDENTIFIED_CAPACITY, 0);
+
+/// Filter: a bitmap of the ports wanted.
+#[map]
+pub static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+
+/// Filter: the processes wanted, by `tgid`.
+#[map]
+pub static PIDS: HashMap<u32, u8> = HashMap::with_max_entries(FILTER_CAPACITY, 0);
+
+/// Filter: the uids wanted.
+#[map]
+pub static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(FILTER_CAPACITY, 0);
+
+/// Filter: the network namespaces wanted, by inode number.
+#[map]
+pub static NETNS: HashMap<u32, u8> = HashMap::with_max_entries(FILTER_CAPACITY, 0);

@@ -1,0 +1,221 @@
+//! From `struct sock` and its relatives to [`Socket`].
+
+use aya_ebpf::{Global, helpers::bpf_get_current_task};
+use portwatch_common::map::Endpoints;
+use portwatch_common::record::{Socket, option};
+
+use crate::layout::{self, Address, read, read_at, read_bits, read_into};
+
+pub const AF_UNIX: u16 = 1;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+pub const IPPROTO_TCP: u16 = 6;
+
+const SOCK_STREAM: u16 = 1;
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// A socket that is none: bind(2) was called on something else.
+pub const NO_SOCKET: Socket = Socket {
+    address: 0,
+    cookie: 0,
+    inode: 0,
+    local: [0; 16],
+    remote: [0; 16],
+    netns: 0,
+    device: 0,
+    family: 0,
+    protocol: 0,
+    sock_type: 0,
+    local_port: 0,
+    remote_port: 0,
+    options: 0,
+    state: 0,
+    substate: 0,
+    reserved: 0,
+};
+
+/// A socket that a descriptor leads to.
+#[derive(Clone, Copy)]
+pub struct Opened {
+    /// Its `struct sock`.
+    pub sk: Address,
+    /// The inode number of its file.
+    pub inode: u64,
+}
+
+/// The socket behind a descriptor of the current task.
+#[inline(always)]
+pub fn of_descriptor(descriptor: u32) -> Option<Opened> {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let files: Address = read(task, &layout::TASK_FILES);
+    let table: Address = read(files, &layout::FILES_FDT);
+    if descriptor >= read::<u32>(table, &layout::FDT_MAX_FDS) {
+        return None;
+    }
+    let slots: Address = read(table, &layout::FDT_FD);
+    of_file(read_at(slots.wrapping_add(u64::from(descriptor) * 8)))
+}
+
+/// The socket behind a `struct file`.
+#[inline(always)]
+pub fn of_file(file: Address) -> Option<Opened> {
+    if file == 0 {
+        return None;
+    }
+    let inode: Address = read(file, &layout::FILE_INODE);
+    if read::<u16>(inode, &layout::INODE_MODE) & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let socket: Address = read(file, &layout::FILE_PRIVATE);
+    // Not every file whose inode says socket has its private_data in our sense.
+    if read::<Address>(socket, &layout::SOCKET_FILE) != file {
+        return None;
+    }
+    let sk: Address = read(socket, &layout::SOCKET_SK);
+    (sk != 0).then(|| Opened {
+        sk,
+        inode: read(inode, &layout::INODE_INO),
+    })
+}
+
+/// The address family of a `struct sock`.
+#[inline(always)]
+pub fn family(sk: Address) -> u16 {
+    read(sk, &layout::SOCK_FAMILY)
+}
+
+/// What a `struct sock` says of itself.
+///
+/// By reference, here and elsewhere: a stack of 512 bytes has no room for copies.
+#[inline(always)]
+pub fn describe(sk: Address, inode: u64, socket: &mut Socket) {
+    describe_common(sk, socket);
+    socket.inode = inode;
+    socket.protocol = read(sk, &layout::SOCK_PROTOCOL);
+    socket.sock_type = read(sk, &layout::SOCK_TYPE);
+    if socket.family != AF_UNIX {
+        socket.options |= inet_options(sk);
+    }
+}
+
+/// What a `struct inet_timewait_sock` says of itself.
+#[inline(always)]
+pub fn describe_timewait(tw: Address, socket: &mut Socket) {
+    describe_common(tw, socket);
+    socket.protocol = IPPROTO_TCP;
+    socket.sock_type = SOCK_STREAM;
+    socket.substate = read(tw, &layout::TW_SUBSTATE);
+}
+
+/// The part that is a `struct sock_common`, with which sockets, timewait and request sockets begin.
+#[inline(always)]
+fn describe_common(sk: Address, socket: &mut Socket) {
+    let net: Address = read(sk, &layout::SOCK_NET);
+    *socket = NO_SOCKET;
+    socket.address = sk;
+    socket.cookie = read(sk, &layout::SOCK_COOKIE);
+    socket.netns = read(net, &layout::NET_INUM);
+    socket.family = family(sk);
+    socket.state = read(sk, &layout::SOCK_STATE);
+    // In an AF_UNIX socket the fields of addresses, ports and flags hold something else.
+    if socket.family == AF_UNIX {
+        return;
+    }
+    if socket.family == AF_INET6 {
+        read_into(&mut socket.local, sk, &layout::SOCK_LOCAL6);
+        read_into(&mut socket.remote, sk, &layout::SOCK_REMOTE6);
+    } else {
+        read_into(first_four(&mut socket.local), sk, &layout::SOCK_LOCAL4);
+        read_into(first_four(&mut socket.remote), sk, &layout::SOCK_REMOTE4);
+    }
+    socket.local_port = read(sk, &layout::SOCK_NUM);
+    socket.remote_port = u16::from_be(read(sk, &layout::SOCK_DPORT));
+    socket.device = read(sk, &layout::SOCK_DEVICE);
+    socket.options = flag(read_bits(sk, &layout::SOCK_REUSE), option::REUSEADDR)
+        | flag(read_bits(sk, &layout::SOCK_REUSEPORT), option::REUSEPORT)
+        | flag(read_bits(sk, &layout::SOCK_V6ONLY), option::V6ONLY);
+}
+
+/// `bit`, if any of the lowest four bits of `bits` is set. By arithmetic: every
+/// branch here would double the paths that the verifier follows.
+#[inline(always)]
+fn flag(bits: u32, bit: u16) -> u16 {
+    ((bits | bits >> 1 | bits >> 2 | bits >> 3) & 1) as u16 * bit
+}
+
+/// Where an IPv4 address lies in sixteen bytes.
+#[inline(always)]
+pub fn first_four(address: &mut [u8; 16]) -> &mut [u8; 4] {
+    // SAFETY: four bytes lie within sixteen and need no alignment.
+    unsafe { &mut *core::ptr::from_mut(address).cast() }
+}
+
+#[inline(always)]
+fn inet_options(sk: Address) -> u16 {
+    let (freebind, transparent, no_port) = match layout::address(sk, &layout::INET_FLAGS) {
+        Some(flags) => {
+            let flags: u64 = read_at(flags);
+            let bit = |number: &Global<u32>| (flags >> number.load() & 1) as u32;
+            (
+                bit(&layout::FLAG_FREEBIND),
+                bit(&layout::FLAG_TRANSPARENT),
+                bit(&layout::FLAG_BIND_ADDRESS_NO_PORT),
+            )
+        }
+        None => (
+            read_bits(sk, &layout::INET_FREEBIND),
+            read_bits(sk, &layout::INET_TRANSPARENT),
+            read_bits(sk, &layout::INET_BIND_ADDRESS_NO_PORT),
+        ),
+    };
+    flag(freebind, option::FREEBIND)
+        | flag(transparent, option::TRANSPARENT)
+        | flag(no_port, option::BIND_ADDRESS_NO_PORT)
+}
+
+/// The connection that a socket belongs to.
+#[inline(always)]
+pub fn endpoints(socket: &Socket) -> Endpoints {
+    Endpoints {
+        local: socket.local,
+        remote: socket.remote,
+        netns: socket.netns,
+        local_port: socket.local_port,
+        remote_port: socket.remote_port,
+    }
+}
+
+/// Reads the name of the interface with this index in a socket's network namespace; all zero if there is none.
+#[inline(always)]
+pub fn device_name(sk: Address, index: u32, into: &mut [u8; 16]) {
+    *into = [0; 16];
+    if index != 0 {
+        find_device(sk, index, into);
+    }
+}
+
+/// `net.dev_index_head` is a hash of NETDEV_HASHENTRIES = 256 chains, by index
+/// (`dev_index_hash` in net/core/dev.c, 5.10 to 7.3).
+#[inline(never)]
+fn find_device(sk: Address, index: u32, into: &mut [u8; 16]) {
+    let net: Address = read(sk, &layout::SOCK_NET);
+    let heads: Address = read(net, &layout::NET_DEV_INDEX_HEAD);
+    let mut node: Address = read_at(heads.wrapping_add(u64::from(index & 0xff) * 8));
+    let Some(node_offset) = layout::address(0, &layout::DEV_INDEX_HLIST) else {
+        return;
+    };
+    for _ in 0..16 {
+        if node == 0 {
+            break;
+        }
+        let device = node.wrapping_sub(node_offset);
+        if read::<u32>(device, &layout::DEV_IFINDEX) == index {
+            read_into(into, device, &layout::DEV_NAME);
+            break;
+        }
+        // hlist_node.next is its first field.
+        node = read_at(node);
+    }
+}

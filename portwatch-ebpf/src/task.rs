@@ -1,0 +1,461 @@
+//! Who a process is, taken when it does something, and sent once per process and program.
+//!
+//! A process that fails to bind often exits within a millisecond: what is read
+//! from /proc afterwards is gone or another's.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+    generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+};
+use portwatch_common::field::ABSENT;
+use portwatch_common::map::identified;
+use portwatch_common::record::{
+    ANCESTORS, ARGS_CAPACITY, Ancestor, COMPONENT_CAPACITY, Fork, Gone, PATH_CAPACITY, Process,
+    Record, Task, kind, process_flag, task_flag,
+};
+
+use crate::emit;
+use crate::layout::{self, Address, address, read, read_at, read_into};
+use crate::maps::IDENTIFIED;
+
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// No task at all.
+pub const UNKNOWN: Task = Task {
+    tgid: 0,
+    tid: 0,
+    start: 0,
+    uid: 0,
+    flags: task_flag::UNKNOWN,
+    comm: [0; 16],
+};
+
+/// A task yet to be filled in; also who bound a socket before the trace.
+pub const NOBODY: Task = Task {
+    flags: 0,
+    ..UNKNOWN
+};
+
+#[inline(always)]
+fn start_of(task: Address) -> u64 {
+    let leader: Address = read(task, &layout::TASK_LEADER);
+    read(leader, &layout::TASK_START)
+}
+
+/// The current task.
+#[inline(always)]
+pub fn current(into: &mut Task) {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let ids = bpf_get_current_pid_tgid();
+    into.tgid = (ids >> 32) as u32;
+    into.tid = ids as u32;
+    common(task, into);
+    into.comm = bpf_get_current_comm().unwrap_or_default();
+}
+
+#[inline(always)]
+fn common(task: Address, into: &mut Task) {
+    let cred: Address = read(task, &layout::TASK_CRED);
+    into.start = start_of(task);
+    into.uid = read(cred, &layout::CRED_EUID);
+    into.flags = flags_of(task);
+}
+
+#[inline(always)]
+fn flags_of(task: Address) -> u32 {
+    if read::<u32>(task, &layout::TASK_FLAGS) & PF_KTHREAD != 0 {
+        task_flag::KERNEL_THREAD
+    } else {
+        0
+    }
+}
+
+/// A task that is not the current one.
+#[inline(always)]
+pub fn other(task: Address, into: &mut Task) {
+    into.tgid = read(task, &layout::TASK_TGID);
+    into.tid = read(task, &layout::TASK_PID);
+    common(task, into);
+    read_into(&mut into.comm, task, &layout::TASK_COMM);
+}
+
+/// Sees to it that the user side knows the process of the current task.
+#[inline(always)]
+pub fn identify(task: &Task) {
+    if task.flags != 0 {
+        return;
+    }
+    if let Some(known) = IDENTIFIED.get_ptr(task.tgid) {
+        // SAFETY: the pointer is valid and aligned for the program's duration.
+        if unsafe { *known } == identified::FULL {
+            return;
+        }
+    }
+    send(task);
+}
+
+/// [`Process`] with the arguments behind it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct WithArgs {
+    process: Process,
+    args: [u8; ARGS_CAPACITY],
+}
+
+// SAFETY: a Process, which is a multiple of eight bytes long, with bytes behind it.
+unsafe impl Record for WithArgs {}
+
+#[inline(never)]
+fn send(task: &Task) {
+    let Some(mut entry) = emit::reserve::<WithArgs>(kind::PROCESS) else {
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the helper has no preconditions.
+    let current = unsafe { bpf_get_current_task() };
+    let mm: Address = read(current, &layout::TASK_MM);
+    // SAFETY: `record` points to reserved, writable memory of the right size.
+    unsafe {
+        let process = &raw mut (*record).process;
+        emit::put(&raw mut (*process).task, task);
+        (*process).flags = 0;
+        arguments(record, mm);
+        ids(process, current);
+        ancestors(process, current);
+        executable(process, mm);
+        cgroups(process, current);
+    }
+    emit::submit(entry);
+    // If the map is full of others, the record is only sent again next time.
+    let _ = IDENTIFIED.insert(task.tgid, identified::FULL, 0);
+}
+
+/// # Safety
+///
+/// `record` must point to writable memory.
+#[inline(always)]
+unsafe fn arguments(record: *mut WithArgs, mm: Address) {
+    let start: Address = read(mm, &layout::MM_ARG_START);
+    let end: Address = read(mm, &layout::MM_ARG_END);
+    let length = end.saturating_sub(start);
+    let mut wanted = length as u32;
+    if length > ARGS_CAPACITY as u64 {
+        wanted = ARGS_CAPACITY as u32;
+    }
+    // SAFETY: promised by the caller; `wanted` is at most the buffer's length.
+    unsafe {
+        let process = &raw mut (*record).process;
+        (*process).args_length = length as u32;
+        (*process).args_read = 0;
+        if mm == 0 {
+            (*process).flags |= process_flag::NO_MEMORY;
+        } else if wanted != 0 {
+            let buffer = (&raw mut (*record).args).cast();
+            if bpf_probe_read_user(buffer, wanted, start as *const _) == 0 {
+                (*process).args_read = wanted;
+            } else {
+                (*process).flags |= process_flag::NO_ARGS;
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// `process` must point to writable memory.
+#[inline(always)]
+unsafe fn ids(process: *mut Process, task: Address) {
+    let cred: Address = read(task, &layout::TASK_CRED);
+    let nsproxy: Address = read(task, &layout::TASK_NSPROXY);
+    let net: Address = read(nsproxy, &layout::NSPROXY_NET);
+    let mnt: Address = read(nsproxy, &layout::NSPROXY_MNT);
+    // The process's own pid is the leader's, in the innermost namespace of its pid.
+    let leader: Address = read(task, &layout::TASK_LEADER);
+    let pid: Address = read(leader, &layout::TASK_THREAD_PID);
+    let level: u32 = read(pid, &layout::PID_LEVEL);
+    let upid = read_field_address(pid, u64::from(level));
+    let pidns: Address = read(upid, &layout::UPID_NS);
+    // SAFETY: promised by the caller.
+    unsafe {
+        (*process).gid = read(cred, &layout::CRED_EGID);
+        (*process).namespace_pid = read(upid, &layout::UPID_NR);
+        (*process).netns = read(net, &layout::NET_INUM);
+        (*process).pidns = read(pidns, &layout::PIDNS_INUM);
+        (*process).mntns = read(mnt, &layout::MNTNS_INUM);
+    }
+}
+
+/// The address of `pid->numbers[level]`.
+#[inline(always)]
+fn read_field_address(pid: Address, level: u64) -> Address {
+    pid.wrapping_add(u64::from(layout::PID_NUMBERS.load()))
+        .wrapping_add(level * u64::from(layout::UPID_SIZE.load()))
+}
+
+/// # Safety
+///
+/// `process` must point to writable memory.
+#[inline(always)]
+unsafe fn ancestors(process: *mut Process, task: Address) {
+    let mut count = 0;
+    let mut task = task;
+    for index in 0..ANCESTORS {
+        let parent: Address = read(task, &layout::TASK_PARENT);
+        let leader: Address = read(parent, &layout::TASK_LEADER);
+        let tgid: u32 = read(leader, &layout::TASK_TGID);
+        // The parent of init is the idle task, pid 0.
+        if tgid == 0 {
+            break;
+        }
+        // SAFETY: promised by the caller; `index` is within the array.
+        unsafe {
+            (&raw mut (*process).ancestors)
+                .cast::<Ancestor>()
+                .add(index)
+                .write(Ancestor {
+                    start: read(leader, &layout::TASK_START),
+                    tgid,
+                    reserved: 0,
+                    comm: read(leader, &layout::TASK_COMM),
+                });
+        }
+        count = index as u32 + 1;
+        task = leader;
+    }
+    // SAFETY: promised by the caller.
+    unsafe { (*process).ancestor_count = count };
+}
+
+/// Makes the verifier forget the lower bound of a path's length, which grows
+/// with every component: only then does it see that one turn of a loop is
+/// like the other, and does not follow every path through all turns.
+#[inline(always)]
+fn unbounded(length: u32) -> u32 {
+    const MASK: u64 = (2 * PATH_CAPACITY - 1) as u64;
+    let mut length = u64::from(length);
+    // The compiler knows that no bit is lost, and would leave it out.
+    // SAFETY: changes nothing but the register.
+    unsafe {
+        core::arch::asm!(
+            "{length} &= {mask}",
+            length = inout(reg) length,
+            mask = const MASK,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    length as u32
+}
+
+/// Writes a component behind the others. Returns the new length, or nothing when the buffer is full.
+///
+/// # Safety
+///
+/// `buffer` must point to `PATH_BUFFER` writable bytes.
+#[inline(always)]
+unsafe fn append(buffer: *mut u8, length: u32, name: Address) -> Option<u32> {
+    if length as usize >= PATH_CAPACITY {
+        return None;
+    }
+    // SAFETY: `length` is below PATH_CAPACITY, behind which COMPONENT_CAPACITY bytes are free.
+    let written = unsafe {
+        bpf_probe_read_kernel_str(
+            buffer.add(length as usize).cast(),
+            COMPONENT_CAPACITY as u32,
+            name as *const _,
+        )
+    };
+    // Never more than COMPONENT_CAPACITY, as the verifier knows.
+    (written > 0).then(|| unbounded(length + written as u32))
+}
+
+/// Walks from the executable's dentry up to the root, over mount points, as
+/// `prepend_path` in fs/d_path.c does.
+///
+/// # Safety
+///
+/// `process` must point to writable memory.
+#[inline(always)]
+unsafe fn executable(process: *mut Process, mm: Address) {
+    let file: Address = read(mm, &layout::MM_EXE_FILE);
+    let mut dentry: Address = read(file, &layout::FILE_PATH_DENTRY);
+    let mut mnt: Address = read(file, &layout::FILE_PATH_MNT);
+    let mut length = 0;
+    let mount_mnt = u64::from(layout::MOUNT_MNT.load());
+    for _ in 0..32 {
+        if file == 0 {
+            break;
+        }
+        let parent: Address = read(dentry, &layout::DENTRY_PARENT);
+        let root: Address = read(mnt, &layout::VFSMOUNT_ROOT);
+        if dentry == root {
+            let mount = mnt.wrapping_sub(mount_mnt);
+            let above: Address = read(mount, &layout::MOUNT_PARENT);
+            if above == mount || above == 0 {
+                break;
+            }
+            dentry = read(mount, &layout::MOUNT_MOUNTPOINT);
+            mnt = above.wrapping_add(mount_mnt);
+            continue;
+        }
+        if dentry == parent || dentry == 0 {
+            break;
+        }
+        // SAFETY: promised by the caller.
+        match unsafe {
+            append(
+                (&raw mut (*process).exe).cast(),
+                length,
+                read(dentry, &layout::DENTRY_NAME),
+            )
+        } {
+            Some(longer) => length = longer,
+            None => {
+                // SAFETY: promised by the caller.
+                unsafe { (*process).flags |= process_flag::EXE_TRUNCATED };
+                break;
+            }
+        }
+        dentry = parent;
+    }
+    // SAFETY: promised by the caller.
+    unsafe { (*process).exe_length = length };
+}
+
+/// # Safety
+///
+/// `process` must point to writable memory.
+#[inline(always)]
+unsafe fn cgroups(process: *mut Process, task: Address) {
+    let set: Address = read(task, &layout::TASK_CGROUPS);
+    let unified: Address = read(set, &layout::CSS_SET_DEFAULT);
+    // SAFETY: promised by the caller.
+    unsafe {
+        let (length, whole) = cgroup_path(&raw mut (*process).cgroup, unified);
+        (*process).cgroup_length = length;
+        if !whole {
+            (*process).flags |= process_flag::CGROUP_TRUNCATED;
+        }
+        let (length, whole) = cgroup_path(
+            &raw mut (*process).cgroup_v1,
+            version_1_cgroup(set, unified),
+        );
+        (*process).cgroup_v1_length = length;
+        if !whole {
+            (*process).flags |= process_flag::CGROUP_V1_TRUNCATED;
+        }
+    }
+}
+
+/// The task's cgroup in the first of some v1 hierarchies where it is not the
+/// root, or 0. With some runtimes on hybrid hosts only these tell the container.
+#[inline(always)]
+fn version_1_cgroup(set: Address, unified: Address) -> Address {
+    let unified_root: Address = read(unified, &layout::CGROUP_ROOT);
+    for index in [
+        layout::SUBSYS_PIDS.load(),
+        layout::SUBSYS_MEMORY.load(),
+        layout::SUBSYS_DEVICES.load(),
+        layout::SUBSYS_CPU.load(),
+    ] {
+        let Some(states) = address(set, &layout::CSS_SET_SUBSYS) else {
+            break;
+        };
+        if index == ABSENT {
+            continue;
+        }
+        let state: Address = read_at(states.wrapping_add(u64::from(index) * 8));
+        let cgroup: Address = read(state, &layout::CSS_CGROUP);
+        let node: Address = read(cgroup, &layout::CGROUP_KN);
+        let parent: Address = read(node, &layout::KERNFS_PARENT);
+        if parent != 0 && read::<Address>(cgroup, &layout::CGROUP_ROOT) != unified_root {
+            return cgroup;
+        }
+    }
+    0
+}
+
+/// Writes a cgroup's path. Returns its length, and whether it is whole.
+///
+/// # Safety
+///
+/// `buffer` must point to `PATH_BUFFER` writable bytes.
+#[inline(always)]
+unsafe fn cgroup_path<T>(buffer: *mut T, cgroup: Address) -> (u32, bool) {
+    let mut node: Address = read(cgroup, &layout::CGROUP_KN);
+    let mut length = 0;
+    for _ in 0..20 {
+        let parent: Address = read(node, &layout::KERNFS_PARENT);
+        // The root's own name is empty.
+        if parent == 0 {
+            return (length, true);
+        }
+        // SAFETY: promised by the caller.
+        match unsafe { append(buffer.cast(), length, read(node, &layout::KERNFS_NAME)) } {
+            Some(longer) => length = longer,
+            None => return (length, false),
+        }
+        node = parent;
+    }
+    (length, false)
+}
+
+/// A process was made.
+#[inline(always)]
+pub fn forked(parent: Address, child: Address) {
+    let child_tgid: u32 = read(child, &layout::TASK_TGID);
+    // A new thread is no new process.
+    if read::<u32>(child, &layout::TASK_PID) != child_tgid {
+        return;
+    }
+    let parent_tgid: u32 = read(parent, &layout::TASK_TGID);
+    if IDENTIFIED.get_ptr(parent_tgid).is_none() {
+        return;
+    }
+    let Some(mut entry) = emit::reserve::<Fork>(kind::FORK) else {
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: `record` points to reserved, writable memory of the right size.
+    unsafe {
+        (*record).parent_start = start_of(parent);
+        (*record).child_start = start_of(child);
+        (*record).parent_tgid = parent_tgid;
+        (*record).child_tgid = child_tgid;
+    }
+    emit::submit(entry);
+    let _ = IDENTIFIED.insert(child_tgid, identified::INHERITED, 0);
+}
+
+/// A process has executed another program.
+#[inline(always)]
+pub fn executed(task: Address) {
+    forget(task, kind::EXEC);
+}
+
+/// A task is no more.
+#[inline(always)]
+pub fn reaped(task: Address) {
+    if read::<u32>(task, &layout::TASK_PID) == read::<u32>(task, &layout::TASK_TGID) {
+        forget(task, kind::REAP);
+    }
+}
+
+#[inline(always)]
+fn forget(task: Address, kind: u32) {
+    let tgid: u32 = read(task, &layout::TASK_TGID);
+    if IDENTIFIED.remove(tgid).is_err() {
+        return;
+    }
+    let Some(mut entry) = emit::reserve::<Gone>(kind) else {
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: `record` points to reserved, writable memory of the right size.
+    unsafe {
+        (*record).start = start_of(task);
+        (*record).tgid = tgid;
+        (*record).reserved = 0;
+    }
+    emit::submit(entry);
+}

@@ -1,0 +1,240 @@
+//! TIME_WAIT: its begin, its end, and who closed the connection.
+//!
+//! No tracepoint reports TIME_WAIT itself, so its timer is watched: a timer
+//! whose function is `tw_timer_handler` lies within an `inet_timewait_sock`
+//! (net/ipv4/inet_timewait_sock.c, 5.10 to 7.3). `mod_timer` of a pending
+//! timer cancels and starts it; cancelling also comes just before expiry.
+//! What the sequence means is for the user side to say.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_jiffies64};
+use portwatch_common::map::{Cancelled, Peer, filter as filters};
+use portwatch_common::record::{Socket, Task, Timewait, cancel, kind, task_flag};
+
+use crate::layout::{self, Address, read};
+use crate::maps::{CANCELLED, CLOSERS, CONNECTING};
+use crate::sock::{self, NO_SOCKET};
+use crate::task::{self, NOBODY};
+use crate::{emit, filter, release};
+
+// enum in include/net/tcp_states.h
+const TCP_SYN_SENT: i32 = 2;
+const TCP_FIN_WAIT1: i32 = 4;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: i32 = 7;
+const TCP_LISTEN: i32 = 10;
+
+/// How long after a timewait socket's end on the same processor its successor may come, in ns.
+const SUCCESSION: u64 = 1_000_000;
+
+/// A TCP or MPTCP socket changes its state.
+///
+/// An active close begins in its owner's own context: FIN_WAIT1 is entered
+/// from close, shutdown or exit. All that follows comes from the peer, in a
+/// softirq on top of a stranger.
+#[inline(always)]
+pub fn state_changed(sk: Address, old: i32, new: i32) {
+    if new == TCP_SYN_SENT {
+        connecting(sk);
+    } else if new == TCP_FIN_WAIT1 || (old == TCP_LISTEN && new == TCP_CLOSE) {
+        closing(sk, new);
+    }
+}
+
+#[inline(always)]
+fn connecting(sk: Address) {
+    let mut task = NOBODY;
+    task::current(&mut task);
+    task::identify(&task);
+    let mut socket = NO_SOCKET;
+    sock::describe(sk, 0, &mut socket);
+    let peer = Peer {
+        remote: socket.remote,
+        netns: socket.netns,
+        remote_port: socket.remote_port,
+        reserved: 0,
+    };
+    let _ = CONNECTING.insert(bpf_get_current_pid_tgid(), &peer, 0);
+}
+
+#[inline(always)]
+fn closing(sk: Address, new: i32) {
+    let mut task = NOBODY;
+    task::current(&mut task);
+    task::identify(&task);
+    release::closing(sk, &task);
+    if new != TCP_FIN_WAIT1 {
+        return;
+    }
+    let mut socket = NO_SOCKET;
+    sock::describe(sk, 0, &mut socket);
+    let endpoints = sock::endpoints(&socket);
+    // A subflow of MPTCP is closed by a worker of the kernel; the socket of
+    // which it is a part has gone before it, with the same endpoints.
+    if task.flags & task_flag::KERNEL_THREAD != 0 && CLOSERS.get_ptr(&endpoints).is_some() {
+        return;
+    }
+    let _ = CLOSERS.insert(&endpoints, &task, 0);
+}
+
+/// The timewait socket that a timer belongs to.
+#[inline(always)]
+fn of_timer(timer: Address) -> Address {
+    timer.wrapping_sub(u64::from(layout::TW_TIMER.load()))
+}
+
+#[inline(always)]
+fn wanted(socket: &Socket) -> bool {
+    !filter::is_set(filters::FAILED) && filter::socket(socket)
+}
+
+/// A timewait socket's timer was armed.
+#[inline(always)]
+pub fn started(timer: Address) {
+    let mut socket = NO_SOCKET;
+    sock::describe_timewait(of_timer(timer), &mut socket);
+    if !wanted(&socket) {
+        return;
+    }
+    let endpoints = sock::endpoints(&socket);
+    let closer = match CLOSERS.get_ptr(&endpoints) {
+        // SAFETY: the pointer is valid and aligned for the program's duration.
+        Some(closer) => unsafe { *closer },
+        None => task::UNKNOWN,
+    };
+    if socket.substate == TCP_TIME_WAIT {
+        let _ = CLOSERS.remove(&endpoints);
+    }
+    let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_jiffies64() };
+    send(
+        kind::TIMEWAIT_START,
+        &closer,
+        &socket,
+        expires.saturating_sub(now),
+        cancel::UNKNOWN,
+    );
+}
+
+/// A timewait socket's timer was taken off the wheel: it is rearmed, or expires, or the socket is done with.
+#[inline(always)]
+pub fn cancelled(timer: Address) {
+    let tw = of_timer(timer);
+    let mut socket = NO_SOCKET;
+    sock::describe_timewait(tw, &mut socket);
+    if !wanted(&socket) {
+        return;
+    }
+    if let Some(slot) = CANCELLED.get_ptr_mut(0) {
+        // SAFETY: the pointer is valid and aligned; timers are cancelled with interrupts off.
+        unsafe {
+            slot.write(Cancelled {
+                endpoints: sock::endpoints(&socket),
+                address: tw,
+                time: bpf_ktime_get_ns(),
+            });
+        }
+    }
+    send(
+        kind::TIMEWAIT_CANCEL,
+        &task::UNKNOWN,
+        &socket,
+        0,
+        reason(tw, &socket),
+    );
+}
+
+/// Why a timer is being cancelled, as far as it can be told from here.
+#[inline(always)]
+fn reason(tw: Address, socket: &Socket) -> u32 {
+    let net: Address = read(tw, &layout::SOCK_NET);
+    // inet_twsk_purge ends those whose namespace nobody refers to any more.
+    if let Some(count) = layout::address(net, &layout::NET_COUNT) {
+        if layout::read_at::<u32>(count) == 0 {
+            return cancel::PURGED;
+        }
+    }
+    // connect(2) takes a timewait socket's place in __inet_check_established,
+    // in the context of the thread that connects.
+    if let Some(peer) = CONNECTING.get_ptr(bpf_get_current_pid_tgid()) {
+        // SAFETY: the pointer is valid and aligned for the program's duration.
+        let peer = unsafe { &*peer };
+        if peer.netns == socket.netns
+            && peer.remote_port == socket.remote_port
+            && peer.remote == socket.remote
+        {
+            return cancel::REUSED;
+        }
+    }
+    cancel::UNKNOWN
+}
+
+/// A timewait socket's timer has expired.
+#[inline(always)]
+pub fn expired(timer: Address) {
+    let mut socket = NO_SOCKET;
+    sock::describe_timewait(of_timer(timer), &mut socket);
+    if wanted(&socket) {
+        send(
+            kind::TIMEWAIT_EXPIRE,
+            &task::UNKNOWN,
+            &socket,
+            0,
+            cancel::UNKNOWN,
+        );
+    }
+}
+
+/// A connection request was accepted: if a timewait socket of the same ports
+/// went a moment ago on this processor, it went for this (TCP_TW_SYN in tcp_v4_rcv).
+#[inline(always)]
+pub fn requested(timer: Address) {
+    let Some(slot) = CANCELLED.get_ptr_mut(0) else {
+        return;
+    };
+    let Some(offset) = layout::address(0, &layout::REQUEST_TIMER) else {
+        return;
+    };
+    // SAFETY: the pointer is valid and aligned for the program's duration.
+    let cancelled = unsafe { &mut *slot };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if cancelled.address == 0 || now.wrapping_sub(cancelled.time) > SUCCESSION {
+        return;
+    }
+    let request = timer.wrapping_sub(offset);
+    let net: Address = read(request, &layout::SOCK_NET);
+    if cancelled.endpoints.netns != read(net, &layout::NET_INUM)
+        || cancelled.endpoints.local_port != read(request, &layout::SOCK_NUM)
+        || cancelled.endpoints.remote_port != u16::from_be(read(request, &layout::SOCK_DPORT))
+    {
+        return;
+    }
+    let mut socket = NO_SOCKET;
+    socket.address = cancelled.address;
+    cancelled.address = 0;
+    send(
+        kind::TIMEWAIT_REUSE,
+        &task::UNKNOWN,
+        &socket,
+        0,
+        cancel::REUSED,
+    );
+}
+
+#[inline(always)]
+fn send(kind: u32, closer: &Task, socket: &Socket, expires_in: u64, reason: u32) {
+    let Some(mut entry) = emit::reserve::<Timewait>(kind) else {
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the entry is reserved, writable memory of the right size.
+    unsafe {
+        emit::put(&raw mut (*record).task, closer);
+        emit::put(&raw mut (*record).socket, socket);
+        (*record).expires_in = expires_in;
+        (*record).reason = reason;
+        (*record).reserved = 0;
+    }
+    emit::submit(entry);
+}
