@@ -1,0 +1,49 @@
+//! `cargo xtask bench`: what portwatch costs, beside the tools people use now.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result};
+
+use crate::package::{Provided, provide};
+use crate::process::{Root, build_portwatch, cargo};
+
+/// What the benches compare with.
+const PEERS: &[Provided] = &[
+    Provided {
+        program: "bpftrace",
+        package: "bpftrace",
+    },
+    Provided {
+        program: "strace",
+        package: "strace",
+    },
+];
+
+/// The arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What the bench program is given
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    arguments: Vec<OsString>,
+}
+
+/// Builds portwatch, then becomes the bench program. Returns only with an
+/// error.
+pub fn bench(args: &Args) -> Result<()> {
+    let root = Root::find()?;
+    provide(PEERS)?;
+    let binary = build_portwatch()?;
+    let mut command = cargo();
+    command
+        .args(["run", "--quiet", "--release", "--locked"])
+        .args(root.cargo_runner())
+        .args(["-p", "portwatch-tests", "--bin", "bench", "--"])
+        .args(&args.arguments)
+        .env("PORTWATCH_BIN", binary);
+    Err(command.exec()).context("cannot start cargo")
+}

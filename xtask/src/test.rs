@@ -1,0 +1,261 @@
+//! `cargo xtask test`: the tests by level, counted, with nothing lost: a level
+//! that cannot run is skipped by name, and one that runs no test has failed.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::package::{Provided, provide};
+use crate::process::{Root, build_portwatch, cargo, say, shown};
+use crate::tally::{Reader, Tally};
+
+/// What the tests of the host start.
+const HOST_PROGRAMS: &[Provided] = &[
+    Provided {
+        program: "ip",
+        package: "iproute2",
+    },
+    Provided {
+        program: "nginx",
+        package: "nginx-light",
+    },
+    Provided {
+        program: "redis-server",
+        package: "redis-server",
+    },
+    Provided {
+        program: "nc.openbsd",
+        package: "netcat-openbsd",
+    },
+    Provided {
+        program: "python3",
+        package: "python3",
+    },
+    Provided {
+        program: "node",
+        package: "nodejs",
+    },
+];
+
+/// The arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The levels to run; all if none is named
+    #[arg(value_enum, value_name = "LEVEL")]
+    levels: Vec<Level>,
+    /// Only tests whose names contain one of these
+    #[arg(last = true, value_name = "FILTER")]
+    filters: Vec<String>,
+}
+
+/// A level of tests: what its tests need. A new one is a variant here and an
+/// arm in [`Level::command`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Pure logic, fixtures and goldens: needs nothing
+    Plain,
+    /// Whole events against this machine's kernel: needs root
+    Host,
+}
+
+impl Level {
+    /// The name it has on the command line and in the closing lines.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Host => "host",
+        }
+    }
+
+    /// Sets up what the level needs. `Err` with [`Unable`] in it says why it
+    /// cannot run here; any other error is a failure.
+    fn command(self) -> Result<Command> {
+        let mut command = cargo();
+        command.args(["test", "--locked", "--no-fail-fast"]);
+        match self {
+            Self::Plain => {
+                command.args(["--workspace", "--exclude", "portwatch-tests"]);
+            }
+            Self::Host => {
+                if !cfg!(target_os = "linux") {
+                    return Err(Unable("needs Linux".to_owned()).into());
+                }
+                let root = Root::find().map_err(|error| Unable(format!("{error:#}")))?;
+                provide(HOST_PROGRAMS)?;
+                let binary = build_portwatch()?;
+                command
+                    .args(["-p", "portwatch-tests", "--release"])
+                    .args(root.cargo_runner())
+                    .env("PORTWATCH_BIN", binary);
+            }
+        }
+        Ok(command)
+    }
+}
+
+/// Why a level cannot run here.
+#[derive(Debug)]
+struct Unable(String);
+
+impl std::fmt::Display for Unable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unable {}
+
+/// Runs the levels asked for; the closing lines end standard output.
+pub fn test(args: &Args) -> Result<ExitCode> {
+    let levels = if args.levels.is_empty() {
+        Level::value_variants()
+    } else {
+        &args.levels
+    };
+    let mut closing = Vec::new();
+    let mut total = Tally::default();
+    for &level in levels {
+        let tally = run_level(level, &args.filters)?;
+        closing.push(format!("{}: {tally}", level.name()));
+        total.add(tally);
+    }
+    for line in closing {
+        println!("{line}");
+    }
+    println!("{total}");
+    // In CI nothing may be missing.
+    let complete = total.skipped == 0 || env::var_os("CI").is_none_or(|value| value != "true");
+    Ok(if total.failed == 0 && complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a level. What keeps it from running counts too: as a skip where this
+/// machine lacks something, else as a failure.
+fn run_level(level: Level, filters: &[String]) -> Result<Tally> {
+    let name = level.name();
+    let mut command = match level.command() {
+        Ok(command) => command,
+        Err(error) => {
+            let unable = error.is::<Unable>();
+            let word = if unable { "SKIPPED" } else { "FAILED" };
+            say(&format!("{word}: {name}: {error:#}"));
+            return Ok(Tally {
+                failed: usize::from(!unable),
+                skipped: usize::from(unable),
+                ..Tally::default()
+            });
+        }
+    };
+    command.arg("--").args(filters).arg("--show-output");
+    let (reader, succeeded) = stream(&mut command, &mut std::io::stdout())?;
+    for skip in reader.skips() {
+        say(&format!("{name}: skipped: {skip}"));
+    }
+    let (tally, complaint) = verdict(&reader, succeeded);
+    if let Some(complaint) = complaint {
+        say(&format!("FAILED: {name}: {complaint}"));
+    }
+    Ok(tally)
+}
+
+/// What was counted, corrected where the counts alone would hide a failure.
+fn verdict(reader: &Reader, succeeded: bool) -> (Tally, Option<&'static str>) {
+    let mut tally = reader.tally();
+    let complaint = if !succeeded && tally.failed == 0 {
+        Some("cargo test failed, though no test did (see above)")
+    } else if reader.ended() == 0 {
+        Some("no test was run")
+    } else {
+        None
+    };
+    if complaint.is_some() {
+        tally.failed += 1;
+    }
+    (tally, complaint)
+}
+
+/// Runs a command, passes on what it prints, and counts the tests in it.
+fn stream(command: &mut Command, output: &mut impl Write) -> Result<(Reader, bool)> {
+    // One pipe for both, so that the order stays.
+    let (printed, writer) = std::io::pipe().context("a pipe")?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().context("a pipe")?)
+        .stderr(writer)
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", shown(command)))?;
+    // The command holds its ends of the pipe, which must close with the child.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reader = Reader::default();
+    for line in BufReader::new(printed).split(b'\n') {
+        let line = line.context("reading what the tests print")?;
+        let line = String::from_utf8_lossy(&line);
+        writeln!(output, "{line}").context("passing on what the tests print")?;
+        reader.line(line.trim_end());
+    }
+    let status = child.wait().context("waiting for the tests")?;
+    Ok((reader, status.success()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use clap::ValueEnum;
+
+    use super::{Level, Reader, Tally, stream, verdict};
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for level in Level::value_variants() {
+            assert_eq!(level.to_possible_value().unwrap().get_name(), level.name());
+        }
+    }
+
+    fn read(line: &str) -> Reader {
+        let mut reader = Reader::default();
+        reader.line(line);
+        reader
+    }
+
+    #[test]
+    fn a_run_without_tests_has_failed() {
+        let reader =
+            read("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out");
+        let (tally, complaint) = verdict(&reader, true);
+        assert_eq!(tally.failed, 1);
+        assert_eq!(complaint, Some("no test was run"));
+    }
+
+    #[test]
+    fn a_failure_without_a_failed_test_is_one() {
+        let reader = read("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured");
+        let (tally, complaint) = verdict(&reader, false);
+        assert_eq!((tally.passed, tally.failed), (3, 1));
+        assert!(complaint.is_some());
+        assert_eq!(verdict(&reader, true).1, None);
+    }
+
+    #[test]
+    fn both_outputs_are_counted_and_the_status_seen() {
+        let script =
+            "echo 'SKIP: a: b'; echo 'test result: ok. 2 passed; 0 failed; 0 ignored' >&2; exit 3";
+        let mut output = Vec::new();
+        let (reader, succeeded) =
+            stream(Command::new("sh").args(["-c", script]), &mut output).unwrap();
+        assert!(output.starts_with(b"SKIP: a: b\ntest result: ok. 2"));
+        assert!(!succeeded);
+        let expected = Tally {
+            passed: 1,
+            failed: 0,
+            skipped: 1,
+        };
+        assert_eq!(reader.tally(), expected);
+    }
+}
