@@ -1,0 +1,493 @@
+//! From records to events: who did it, in which container, and what a
+//! sequence of records means.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use portwatch_common::record::{self, Requested, kind};
+
+use self::container::Containers;
+use self::order::Order;
+use self::process::{Found, Key, Processes};
+use self::timewait::{Change, Timewaits};
+use crate::event::{
+    AbstractText, Actor, Address, Bind, Body, Event, Family, Listen, Lost, Options, Outcome,
+    PathText, Phase, Release, Result, Socket, State, Timewait, Transport, text,
+};
+use crate::kernel::backend::Losses;
+use crate::kernel::clock::{self, Clock};
+use crate::kernel::decode::Record;
+use crate::kernel::snapshot::Held;
+use crate::kernel::stream::Batch;
+
+pub mod cgroup;
+pub mod container;
+pub mod order;
+pub mod process;
+pub mod timewait;
+
+/// How long a reading of the clocks is good for.
+const CLOCK_FRESH: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Makes events of records.
+#[derive(Debug)]
+pub struct Attribution {
+    order: Order,
+    processes: Processes,
+    containers: Containers,
+    timewaits: Timewaits,
+    listeners: Listeners,
+    losses: Losses,
+    undecoded: u64,
+    clock: Clock,
+    clock_read: Instant,
+    jiffy: u64,
+    proc: PathBuf,
+    forgotten: Vec<u32>,
+}
+
+/// Who listens: sockets by their address in the kernel, and how many there are on a port.
+#[derive(Debug, Default)]
+struct Listeners {
+    sockets: HashMap<u64, (u32, u16)>,
+    ports: HashMap<(u32, u16), u32>,
+}
+
+impl Listeners {
+    fn add(&mut self, address: u64, netns: u32, port: u16) {
+        if self.sockets.insert(address, (netns, port)).is_none() {
+            *self.ports.entry((netns, port)).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, address: u64) {
+        if let Some(place) = self.sockets.remove(&address)
+            && let Some(count) = self.ports.get_mut(&place)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.ports.remove(&place);
+            }
+        }
+    }
+
+    fn on(&self, netns: u32, port: u16) -> bool {
+        self.ports.contains_key(&(netns, port))
+    }
+}
+
+impl Attribution {
+    /// Begins with what was lost before the stream began, and what existed before.
+    #[must_use]
+    pub fn new(losses: Losses, held: &[Held]) -> Self {
+        let mut listeners = Listeners::default();
+        for held in held.iter().filter(|held| held.listening) {
+            if let Some(address) = held.address {
+                listeners.add(address, held.netns, held.port);
+            }
+        }
+        Self {
+            order: Order::default(),
+            processes: Processes::default(),
+            containers: Containers::new("/".as_ref()),
+            timewaits: Timewaits::default(),
+            listeners,
+            losses,
+            undecoded: 0,
+            clock: Clock::now(),
+            clock_read: Instant::now(),
+            jiffy: clock::jiffy(),
+            proc: PathBuf::from("/proc"),
+            forgotten: Vec::new(),
+        }
+    }
+
+    /// What `/proc` told of processes that were there before.
+    pub fn found(&mut self, found: Vec<Found>) {
+        self.processes.found(found);
+    }
+
+    /// Takes a batch in; the events that are complete by now go to `events`.
+    pub fn batch(&mut self, batch: &Batch, events: &mut Vec<Event>) {
+        if self.clock_read.elapsed() >= CLOCK_FRESH {
+            self.clock = Clock::now();
+            self.clock_read = Instant::now();
+        }
+        let undecoded = &mut self.undecoded;
+        self.order.add(batch.records().filter_map(|record| {
+            *undecoded += u64::from(record.is_err());
+            record.ok()
+        }));
+        self.ready(batch.complete_until, events);
+        if let Some(losses) = &batch.losses {
+            self.lost(losses, events);
+        }
+    }
+
+    /// The stream has ended: everything goes to `events`.
+    pub fn finish(&mut self, events: &mut Vec<Event>) {
+        self.ready(u64::MAX, events);
+    }
+
+    /// Processes that had to be forgotten: the kernel side must send them again.
+    pub fn forgotten(&mut self) -> impl Iterator<Item = u32> {
+        self.forgotten.drain(..)
+    }
+
+    fn ready(&mut self, complete_until: u64, events: &mut Vec<Event>) {
+        while let Some(record) = self.order.next(complete_until) {
+            if let Some(body) = self.event(&record) {
+                let time = self.clock.at_monotonic(record.time());
+                events.push(Event { time, body });
+            }
+        }
+    }
+
+    fn event(&mut self, record: &Record) -> Option<Body> {
+        match record {
+            Record::Bind(bind, path) => Some(Body::Bind(self.bind(bind, path))),
+            Record::Listen(listen, path) => Some(Body::Listen(self.listen(listen, path))),
+            Record::Release(release) => Some(Body::Release(self.release(release))),
+            Record::Timewait(timewait) => self.timewait(timewait).map(Body::Timewait),
+            Record::Process(identity) => {
+                let forgotten = self.processes.identified(identity);
+                self.forget(forgotten);
+                None
+            }
+            Record::Fork(fork) => {
+                let forgotten = self.processes.forked(fork);
+                self.forget(forgotten);
+                None
+            }
+            Record::Gone(gone) => {
+                if gone.header.kind == kind::EXEC {
+                    self.processes.executed(gone);
+                } else {
+                    self.processes.reaped(gone);
+                }
+                None
+            }
+        }
+    }
+
+    fn forget(&mut self, key: Option<Key>) {
+        self.forgotten.extend(key.map(|key| key.tgid));
+    }
+
+    fn actor(&mut self, task: &record::Task) -> Option<Actor> {
+        let containers = &mut self.containers;
+        self.processes
+            .actor(task, self.clock, &self.proc, |reference| {
+                containers.get(reference, Instant::now())
+            })
+    }
+
+    fn bind(&mut self, bind: &record::Bind, path: &[u8]) -> Bind {
+        let requested = requested_address(&bind.requested, path);
+        let mut socket = socket(&bind.socket, &bind.device);
+        let mut differs = None;
+        if bind.result == 0 && socket.family.is_some_and(|family| family != Family::Unix) {
+            // A raw socket's port is its protocol, whatever was asked for.
+            let ignore_port = socket.transport == Some(Transport::Raw);
+            if socket.local.is_some()
+                && requested.is_some()
+                && !same(&socket.local, &requested, ignore_port)
+            {
+                differs = requested;
+            }
+        } else {
+            socket.local = requested;
+            socket.remote = None;
+        }
+        if socket.family.is_none() {
+            socket.family = family(bind.requested.family);
+        }
+        socket.state = None;
+        Bind {
+            result: result(bind.result),
+            socket,
+            requested: differs,
+            process: self.actor(&bind.task),
+        }
+    }
+
+    fn listen(&mut self, listen: &record::Listen, path: &[u8]) -> Listen {
+        let raw = &listen.socket;
+        let mut socket = socket(raw, &listen.device);
+        if socket.family == Some(Family::Unix) {
+            socket.local = unix_address(path);
+        }
+        if listen.result == 0 {
+            if raw.local_port != 0 {
+                self.listeners.add(raw.address, raw.netns, raw.local_port);
+            }
+        } else {
+            socket.state = None;
+        }
+        Listen {
+            result: result(listen.result),
+            socket,
+            backlog: listen.backlog,
+            process: self.actor(&listen.task),
+        }
+    }
+
+    fn release(&mut self, release: &record::Release) -> Release {
+        self.listeners.remove(release.socket.address);
+        let binder = Key {
+            tgid: release.binder_tgid,
+            start: release.binder_start,
+        };
+        let seen = release.bound_at != 0;
+        let binder = if seen && binder != Key::of(&release.task) {
+            self.processes.actor_by_key(binder, self.clock)
+        } else {
+            None
+        };
+        let mut socket = socket(&release.socket, &release.device);
+        socket.state = None;
+        socket.remote = None;
+        Release {
+            socket,
+            bound_at: seen.then(|| self.clock.at_monotonic(release.bound_at)),
+            held_ms: seen
+                .then(|| milliseconds(release.header.time.saturating_sub(release.bound_at))),
+            binder,
+            process: self.actor(&release.task),
+        }
+    }
+
+    fn timewait(&mut self, timewait: &record::Timewait) -> Option<Timewait> {
+        let closer = if timewait.header.kind == kind::TIMEWAIT_START {
+            self.actor(&timewait.task)
+        } else {
+            None
+        };
+        let raw = &timewait.socket;
+        let listeners = &self.listeners;
+        let change = self.timewaits.change(timewait, &self.order, closer, || {
+            listeners.on(raw.netns, raw.local_port)
+        })?;
+        let mut socket = socket(raw, &[0; 16]);
+        socket.state = Some(State::TimeWait);
+        Some(match change {
+            Change::Enter { waited, closer } => Timewait {
+                phase: Phase::Enter,
+                socket,
+                expires_in_ms: Some(milliseconds(timewait.expires_in.saturating_mul(self.jiffy))),
+                fin_wait2_ms: waited.map(milliseconds),
+                reason: None,
+                lasted_ms: None,
+                process: closer,
+            },
+            Change::Exit {
+                reason,
+                lasted,
+                closer,
+            } => Timewait {
+                phase: Phase::Exit,
+                socket,
+                expires_in_ms: None,
+                fin_wait2_ms: None,
+                reason,
+                lasted_ms: lasted.map(milliseconds),
+                process: closer,
+            },
+        })
+    }
+
+    fn lost(&mut self, losses: &Losses, events: &mut Vec<Event>) {
+        let new = losses.since(&self.losses);
+        self.losses.clone_from(losses);
+        let time = self.clock.at_monotonic(clock::monotonic());
+        let mut tell = |place: &'static str, count: u64, of: std::collections::BTreeMap<_, _>| {
+            if count != 0 {
+                events.push(Event {
+                    time,
+                    body: Body::Lost(Lost {
+                        count,
+                        place: place.into(),
+                        of,
+                    }),
+                });
+            }
+        };
+        let by_name = |counts: &std::collections::BTreeMap<&'static str, u64>| {
+            counts
+                .iter()
+                .map(|(name, count)| ((*name).into(), *count))
+                .collect()
+        };
+        tell("ring", new.ring.values().sum(), by_name(&new.ring));
+        tell(
+            "recursion",
+            new.recursion.values().sum(),
+            by_name(&new.recursion),
+        );
+        tell("bound", new.bound, Default::default());
+        tell(
+            "decode",
+            std::mem::take(&mut self.undecoded),
+            Default::default(),
+        );
+    }
+}
+
+fn milliseconds(nanoseconds: u64) -> u64 {
+    nanoseconds / 1_000_000
+}
+
+fn result(result: i32) -> Result {
+    if result >= 0 {
+        return Result {
+            outcome: Outcome::Success,
+            error: None,
+            errno: None,
+        };
+    }
+    let errno = result.saturating_neg();
+    let name = match Errno::from_raw(errno) {
+        Errno::UnknownErrno => None,
+        known => Some(format!("{known:?}").into()),
+    };
+    Result {
+        outcome: Outcome::Failure,
+        error: name,
+        errno: Some(errno),
+    }
+}
+
+fn family(raw: u16) -> Option<Family> {
+    match i32::from(raw) {
+        libc::AF_INET => Some(Family::Ipv4),
+        libc::AF_INET6 => Some(Family::Ipv6),
+        libc::AF_UNIX => Some(Family::Unix),
+        _ => None,
+    }
+}
+
+fn transport(socket: &record::Socket) -> Transport {
+    let kind = i32::from(socket.sock_type);
+    if i32::from(socket.family) == libc::AF_UNIX {
+        return match kind {
+            libc::SOCK_STREAM => Transport::Stream,
+            libc::SOCK_SEQPACKET => Transport::Seqpacket,
+            _ => Transport::Dgram,
+        };
+    }
+    if kind == libc::SOCK_RAW {
+        return Transport::Raw;
+    }
+    match i32::from(socket.protocol) {
+        libc::IPPROTO_TCP => Transport::Tcp,
+        libc::IPPROTO_UDP => Transport::Udp,
+        libc::IPPROTO_MPTCP => Transport::Mptcp,
+        libc::IPPROTO_SCTP => Transport::Sctp,
+        libc::IPPROTO_DCCP => Transport::Dccp,
+        libc::IPPROTO_UDPLITE => Transport::Udplite,
+        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => Transport::Icmp,
+        // IPPROTO_SMC, include/uapi/linux/in.h
+        256 => Transport::Smc,
+        _ => Transport::Other(socket.protocol),
+    }
+}
+
+/// enum in include/net/tcp_states.h.
+fn state(socket: &record::Socket) -> Option<State> {
+    Some(match socket.state {
+        1 => State::Established,
+        2 => State::SynSent,
+        3 | 12 => State::SynRecv,
+        4 => State::FinWait1,
+        5 => State::FinWait2,
+        6 => State::TimeWait,
+        7 if socket.local_port != 0 => State::Bound,
+        7 => State::Close,
+        8 => State::CloseWait,
+        9 => State::LastAck,
+        10 => State::Listen,
+        11 => State::Closing,
+        _ => return None,
+    })
+}
+
+fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
+    let family = family(raw.family);
+    let nonzero = |number: u64| (number != 0).then_some(number);
+    let (device, _) = process::comm(device);
+    let inet = |address: [u8; 16], port| match family {
+        Some(Family::Ipv4) => {
+            let [a, b, c, d, ..] = address;
+            Some(Address::v4([a, b, c, d], port))
+        }
+        Some(Family::Ipv6) => Some(Address::v6(address, port, 0)),
+        _ => None,
+    };
+    Socket {
+        // The descriptor was no socket where there is no address.
+        transport: (raw.address != 0).then(|| transport(raw)),
+        family,
+        local: inet(raw.local, raw.local_port),
+        remote: (raw.remote_port != 0)
+            .then(|| inet(raw.remote, raw.remote_port))
+            .flatten(),
+        state: state(raw),
+        options: Options(raw.options),
+        bound_device: (!device.is_empty()).then_some(device),
+        netns: nonzero(raw.netns.into()).map(|_| raw.netns),
+        cookie: nonzero(raw.cookie),
+        inode: nonzero(raw.inode),
+    }
+}
+
+/// The address a caller gave, as far as it could be read and is of a family we know.
+fn requested_address(requested: &Requested, path: &[u8]) -> Option<Address> {
+    let [a, b, c, d, ..] = requested.address;
+    match i32::from(requested.family) {
+        libc::AF_INET if requested.read >= 8 => Some(Address::v4([a, b, c, d], requested.port)),
+        libc::AF_INET6 if requested.read >= 24 => Some(Address::v6(
+            requested.address,
+            requested.port,
+            requested.scope,
+        )),
+        libc::AF_UNIX => unix_address(path),
+        _ => None,
+    }
+}
+
+/// The name of an AF_UNIX socket (unix(7)): a path up to a NUL, an abstract name behind one, or none.
+fn unix_address(path: &[u8]) -> Option<Address> {
+    match path {
+        [] => Some(Address::Unnamed { unnamed: true }),
+        [0, name @ ..] => {
+            let (name, name_hex) = text(name);
+            Some(Address::Abstract {
+                name: AbstractText { name, name_hex },
+            })
+        }
+        path => {
+            let end = path.iter().position(|byte| *byte == 0);
+            let (path, path_hex) = text(&path[..end.unwrap_or(path.len())]);
+            Some(Address::Path {
+                path: PathText { path, path_hex },
+            })
+        }
+    }
+}
+
+/// Whether a socket got what was asked for. The scope is not told by the socket.
+fn same(got: &Option<Address>, asked: &Option<Address>, ignore_port: bool) -> bool {
+    match (got, asked) {
+        (
+            Some(Address::Inet { address, port, .. }),
+            Some(Address::Inet {
+                address: asked_address,
+                port: asked_port,
+                ..
+            }),
+        ) => address == asked_address && (ignore_port || port == asked_port),
+        _ => got == asked,
+    }
+}

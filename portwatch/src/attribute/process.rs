@@ -1,0 +1,421 @@
+//! Who processes are: from the kernel side's records, from forks, and from
+//! `/proc` for what existed before or was lost.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use lru::LruCache;
+use portwatch_common::record::{Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
+
+use super::cgroup::{self, ContainerRef};
+use crate::event::{Actor, Ancestor, Process, Text, text};
+use crate::kernel::clock::Clock;
+use crate::kernel::decode::Identity;
+
+/// How many living processes are remembered.
+const LIVE: usize = 4096;
+/// How many of those that are no more: a TIME_WAIT may begin after its owner's end.
+const REAPED: usize = 2048;
+
+/// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
+const TICK: u64 = 10_000_000;
+
+/// A process's name for all time: `tgid` and `start_boottime`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Its `tgid`.
+    pub tgid: u32,
+    /// Its leader's `start_boottime`, in nanoseconds.
+    pub start: u64,
+}
+
+impl Key {
+    /// The process of a task.
+    #[must_use]
+    pub fn of(task: &Task) -> Self {
+        Self {
+            tgid: task.tgid,
+            start: task.start,
+        }
+    }
+}
+
+/// What is known of a process.
+#[derive(Debug, Clone)]
+struct Known {
+    process: Arc<Process>,
+    container: Option<ContainerRef>,
+    comm: (Text, Option<String>),
+    uid: u32,
+}
+
+/// A process as `/proc` told, good for the tick in which it started.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its pid.
+    pub tgid: u32,
+    start_tick: u64,
+    known: Known,
+}
+
+/// All that is known of processes; bounded.
+#[derive(Debug)]
+pub struct Processes {
+    live: LruCache<Key, Known>,
+    reaped: LruCache<Key, Known>,
+    found: HashMap<u32, Found>,
+}
+
+impl Default for Processes {
+    fn default() -> Self {
+        let size = |size| NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            live: LruCache::new(size(LIVE)),
+            reaped: LruCache::new(size(REAPED)),
+            found: HashMap::new(),
+        }
+    }
+}
+
+impl Processes {
+    /// A process has said who it is. Returns a process that had to be forgotten for it, of which
+    /// the kernel side must be told.
+    pub fn identified(&mut self, identity: &Identity) -> Option<Key> {
+        let key = Key::of(&identity.task);
+        let mut known = known(identity);
+        if identity.no_memory || identity.args.is_none() {
+            // It was exiting, and what it had is gone; what was known before still holds, unless
+            // it executed another program since, of which we would have been told.
+            if let Some(before) = self.live.peek(&key).or(self.found_as(key)) {
+                let before = Arc::clone(&before.process);
+                let process = Arc::make_mut(&mut known.process);
+                process.args.clone_from(&before.args);
+                process.args_hex.clone_from(&before.args_hex);
+                process.args_truncated = before.args_truncated;
+                if process.exe.is_none() {
+                    process.exe.clone_from(&before.exe);
+                    process.exe_hex.clone_from(&before.exe_hex);
+                }
+            }
+        }
+        self.insert(key, known)
+    }
+
+    fn insert(&mut self, key: Key, known: Known) -> Option<Key> {
+        match self.live.push(key, known) {
+            Some((evicted, _)) if evicted != key => Some(evicted),
+            _ => None,
+        }
+    }
+
+    /// A known process forked: the child is what its parent was, until it says otherwise.
+    pub fn forked(&mut self, fork: &Fork) -> Option<Key> {
+        let parent = Key {
+            tgid: fork.parent_tgid,
+            start: fork.parent_start,
+        };
+        let child = Key {
+            tgid: fork.child_tgid,
+            start: fork.child_start,
+        };
+        let mut known = self.known(parent)?.clone();
+        let (comm, comm_hex) = known.comm.clone();
+        let process = Arc::make_mut(&mut known.process);
+        process.namespace_pid = None;
+        process.ancestors.insert(
+            0,
+            Ancestor {
+                pid: parent.tgid,
+                comm,
+                comm_hex,
+            },
+        );
+        process.ancestors.truncate(16);
+        self.insert(child, known)
+    }
+
+    /// A known process executed another program.
+    pub fn executed(&mut self, gone: &Gone) {
+        self.live.pop(&Key {
+            tgid: gone.tgid,
+            start: gone.start,
+        });
+        self.found.remove(&gone.tgid);
+    }
+
+    /// A known process is no more. What it was is remembered for a while.
+    pub fn reaped(&mut self, gone: &Gone) {
+        let key = Key {
+            tgid: gone.tgid,
+            start: gone.start,
+        };
+        let known = self.live.pop(&key).or_else(|| {
+            let found = self.found_as(key).cloned();
+            self.found.remove(&gone.tgid);
+            found
+        });
+        if let Some(known) = known {
+            self.reaped.push(key, known);
+        }
+    }
+
+    /// `/proc` told of these processes when the trace began.
+    pub fn found(&mut self, found: Vec<Found>) {
+        self.found
+            .extend(found.into_iter().map(|found| (found.tgid, found)));
+    }
+
+    fn found_as(&self, key: Key) -> Option<&Known> {
+        let found = self.found.get(&key.tgid)?;
+        (found.start_tick == key.start / TICK).then_some(&found.known)
+    }
+
+    fn known(&mut self, key: Key) -> Option<&mut Known> {
+        if !self.live.contains(&key) && !self.reaped.contains(&key) {
+            let known = self.found_as(key)?.clone();
+            self.live.push(key, known);
+        }
+        match self.live.get_mut(&key) {
+            Some(known) => Some(known),
+            None => self.reaped.get_mut(&key),
+        }
+    }
+
+    /// Who a task was; nothing if it was a kernel thread or not seen. `name` gives a container its
+    /// name, which may change while its processes live. `proc` is where to look for a process that
+    /// was never heard of: its record was lost.
+    pub fn actor(
+        &mut self,
+        task: &Task,
+        clock: Clock,
+        proc: &Path,
+        name: impl FnOnce(&ContainerRef) -> crate::event::Container,
+    ) -> Option<Actor> {
+        if task.flags & (task_flag::KERNEL_THREAD | task_flag::UNKNOWN) != 0 || task.tgid == 0 {
+            return None;
+        }
+        let key = Key::of(task);
+        if self.known(key).is_none()
+            && let Some(found) = from_proc(proc, task.tgid)
+        {
+            self.found.insert(task.tgid, found);
+        }
+        let process = match self.known(key) {
+            Some(known) => {
+                if let Some(reference) = &known.container {
+                    let container = Some(name(reference));
+                    if known.process.container != container {
+                        Arc::make_mut(&mut known.process).container = container;
+                    }
+                }
+                Arc::clone(&known.process)
+            }
+            None => Arc::default(),
+        };
+        let (comm, comm_hex) = comm(&task.comm);
+        Some(Actor {
+            pid: task.tgid,
+            tid: Some(task.tid),
+            comm,
+            comm_hex,
+            uid: task.uid,
+            start_time: clock.at_boottime(task.start),
+            process,
+        })
+    }
+
+    /// Who a process was, by its name for all time, if it is known.
+    pub fn actor_by_key(&mut self, key: Key, clock: Clock) -> Option<Actor> {
+        let known = self.known(key)?;
+        let (comm, comm_hex) = known.comm.clone();
+        Some(Actor {
+            pid: key.tgid,
+            tid: None,
+            comm,
+            comm_hex,
+            uid: known.uid,
+            start_time: clock.at_boottime(key.start),
+            process: Arc::clone(&known.process),
+        })
+    }
+}
+
+/// A `comm`, up to its NUL.
+#[must_use]
+pub fn comm(bytes: &[u8]) -> (Text, Option<String>) {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    text(&bytes[..end])
+}
+
+fn known(identity: &Identity) -> Known {
+    let cgroup = String::from_utf8_lossy(&identity.cgroup);
+    let cgroup_v1 = String::from_utf8_lossy(&identity.cgroup_v1);
+    let mut process = Process {
+        gid: Some(identity.gid),
+        netns: nonzero(identity.netns),
+        pidns: nonzero(identity.pidns),
+        mntns: nonzero(identity.mntns),
+        namespace_pid: nonzero(identity.namespace_pid).filter(|pid| *pid != identity.task.tgid),
+        ancestors: identity.ancestors.iter().map(ancestor).collect(),
+        args_truncated: identity.args_truncated,
+        ..Process::default()
+    };
+    if let Some(exe) = &identity.exe {
+        let (exe, hex) = text(exe);
+        (process.exe, process.exe_hex) = (Some(exe), hex);
+    }
+    if let Some(args) = &identity.args {
+        set_args(&mut process, args);
+    }
+    let container = set_cgroup(&mut process, &cgroup, &cgroup_v1);
+    Known {
+        process: Arc::new(process),
+        container,
+        comm: comm(&identity.task.comm),
+        uid: identity.task.uid,
+    }
+}
+
+fn nonzero(number: u32) -> Option<u32> {
+    (number != 0).then_some(number)
+}
+
+fn ancestor(raw: &RawAncestor) -> Ancestor {
+    let (comm, comm_hex) = comm(&raw.comm);
+    Ancestor {
+        pid: raw.tgid,
+        comm,
+        comm_hex,
+    }
+}
+
+/// The arguments as they lie in memory: each with a NUL behind it. A process may have written a
+/// title over them and padded it with NULs, which are no arguments.
+fn set_args(process: &mut Process, bytes: &[u8]) {
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    if end == 0 {
+        return;
+    }
+    let args: Vec<_> = bytes[..end].split(|byte| *byte == 0).collect();
+    if args.iter().any(|arg| std::str::from_utf8(arg).is_err()) {
+        process.args_hex = Some(args.iter().map(|arg| crate::event::hex(arg)).collect());
+    }
+    process.args = Some(args.iter().map(|arg| text(arg).0).collect());
+}
+
+/// Sets the cgroup and what follows from it; returns the container.
+fn set_cgroup(process: &mut Process, v2: &str, v1: &str) -> Option<ContainerRef> {
+    let some = |path: &str| (!path.is_empty() && path != "/").then(|| Text::from(path));
+    let place = cgroup::of_process(some(v2).as_deref(), some(v1).as_deref());
+    (process.cgroup, process.cgroup_v1) = match (some(v2), some(v1)) {
+        (Some(v2), v1) => (Some(v2), v1),
+        (None, Some(v1)) => (Some(v1), None),
+        (None, None) => (Some("/".into()), None),
+    };
+    process.unit = place.unit.map(Text::from);
+    place.container
+}
+
+/// Reads who a process is from `/proc` (or another root, for tests); nothing if it is gone.
+#[must_use]
+pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
+    let directory = root.join(tgid.to_string());
+    let read = procfs::process::Process::new_with_root(directory.clone()).ok()?;
+    let stat = read.stat().ok()?;
+    let status = read.status().ok()?;
+    let mut process = Process {
+        gid: Some(status.egid),
+        namespace_pid: status
+            .nspid
+            .as_ref()
+            .and_then(|pids| pids.last())
+            .map(|pid| pid.unsigned_abs())
+            .filter(|pid| *pid != tgid),
+        ..Process::default()
+    };
+    if let Ok(exe) = std::fs::read_link(directory.join("exe")) {
+        use std::os::unix::ffi::OsStrExt as _;
+        let (exe, hex) = text(exe.as_os_str().as_bytes());
+        (process.exe, process.exe_hex) = (Some(exe), hex);
+    }
+    if let Ok(args) = std::fs::read(directory.join("cmdline")) {
+        let kept = args.len().min(portwatch_common::record::ARGS_CAPACITY);
+        process.args_truncated = kept < args.len();
+        set_args(&mut process, &args[..kept]);
+    }
+    if let Ok(namespaces) = read.namespaces() {
+        let number = |name: &str| {
+            let namespace = namespaces.0.get(std::ffi::OsStr::new(name))?;
+            u32::try_from(namespace.identifier).ok()
+        };
+        process.netns = number("net");
+        process.pidns = number("pid");
+        process.mntns = number("mnt");
+    }
+    process.ancestors = ancestors_from_proc(root, stat.ppid);
+    let (v2, v1) = cgroups_from_proc(&directory);
+    let container = set_cgroup(&mut process, &v2, &v1);
+    Some(Found {
+        tgid,
+        start_tick: stat.starttime,
+        known: Known {
+            process: Arc::new(process),
+            container,
+            comm: text(stat.comm.as_bytes()),
+            uid: status.euid,
+        },
+    })
+}
+
+fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {
+    let mut ancestors = Vec::new();
+    let mut pid = parent;
+    while pid > 0 && ancestors.len() < portwatch_common::record::ANCESTORS {
+        let directory = root.join(pid.to_string());
+        let Some(stat) = procfs::process::Process::new_with_root(directory)
+            .ok()
+            .and_then(|process| process.stat().ok())
+        else {
+            break;
+        };
+        let (comm, comm_hex) = text(stat.comm.as_bytes());
+        ancestors.push(Ancestor {
+            pid: pid.unsigned_abs(),
+            comm,
+            comm_hex,
+        });
+        pid = stat.ppid;
+    }
+    ancestors
+}
+
+/// The cgroup paths of both versions, of version 1 that of the same hierarchies as the kernel side
+/// takes it from.
+fn cgroups_from_proc(directory: &Path) -> (String, String) {
+    let text = std::fs::read(directory.join("cgroup")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let path_of = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            controllers
+                .split(',')
+                .any(|name| name == wanted)
+                .then(|| path.to_owned())
+        })
+    };
+    let v1 = ["pids", "memory", "devices", "cpu"]
+        .into_iter()
+        .filter_map(path_of)
+        .find(|path| path != "/")
+        .unwrap_or_default();
+    (path_of("").unwrap_or_default(), v1)
+}

@@ -1,0 +1,347 @@
+//! What a timewait socket's timer tells: when TIME_WAIT begins and ends, and why.
+//!
+//! A connection whose peer has not closed yet may wait for that as a timewait
+//! socket too, in FIN_WAIT2: that is not TIME_WAIT, and kept apart.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use portwatch_common::record::{self, Timewait, cancel, kind};
+
+use super::order::Order;
+use crate::event::{Actor, Reason};
+use crate::kernel::decode::Record;
+
+/// How many timewait sockets are followed; the end of one beyond that comes without what its
+/// beginning told.
+const CAPACITY: usize = 32_768;
+
+const TCP_TIME_WAIT: u8 = 6;
+
+/// A timewait socket that was seen beginning.
+#[derive(Debug)]
+struct Followed {
+    local: ([u8; 16], u16),
+    remote: ([u8; 16], u16),
+    /// When it entered FIN_WAIT2, in that form.
+    waiting_since: Option<u64>,
+    /// When it entered TIME_WAIT.
+    entered_at: Option<u64>,
+    closer: Option<Actor>,
+}
+
+/// What a record of a timer means.
+#[derive(Debug, PartialEq)]
+pub enum Change {
+    /// TIME_WAIT begins.
+    Enter {
+        /// For how long it waited in FIN_WAIT2 before, in nanoseconds.
+        waited: Option<u64>,
+        /// Who closed the connection.
+        closer: Option<Actor>,
+    },
+    /// TIME_WAIT ends.
+    Exit {
+        /// Why, as far as it is known.
+        reason: Option<Reason>,
+        /// How long it lasted, in nanoseconds, if its beginning was seen.
+        lasted: Option<u64>,
+        /// Who closed the connection.
+        closer: Option<Actor>,
+    },
+}
+
+/// The timewait sockets that exist.
+#[derive(Debug)]
+pub struct Timewaits(LruCache<u64, Followed>);
+
+impl Default for Timewaits {
+    fn default() -> Self {
+        Self(LruCache::new(
+            NonZeroUsize::new(CAPACITY).unwrap_or(NonZeroUsize::MIN),
+        ))
+    }
+}
+
+fn ends(socket: &record::Socket) -> (([u8; 16], u16), ([u8; 16], u16)) {
+    (
+        (socket.local, socket.local_port),
+        (socket.remote, socket.remote_port),
+    )
+}
+
+impl Timewaits {
+    /// What a record means. `order` holds what comes after it; `closer` is who its task is;
+    /// `listened_on` says whether somebody listens on the connection's local port.
+    pub fn change(
+        &mut self,
+        record: &Timewait,
+        order: &Order,
+        closer: Option<Actor>,
+        listened_on: impl FnOnce() -> bool,
+    ) -> Option<Change> {
+        match record.header.kind {
+            kind::TIMEWAIT_START => self.started(record, closer),
+            kind::TIMEWAIT_CANCEL => self.cancelled(record, order, listened_on),
+            kind::TIMEWAIT_EXPIRE => self.ended(record, Some(Reason::Expired)),
+            // Looked for where the cancelling is.
+            _ => None,
+        }
+    }
+
+    fn started(&mut self, record: &Timewait, closer: Option<Actor>) -> Option<Change> {
+        let socket = &record.socket;
+        let now = record.header.time;
+        let (local, remote) = ends(socket);
+        let followed = self
+            .0
+            .pop(&socket.address)
+            .filter(|followed| followed.local == local && followed.remote == remote);
+        let mut followed = followed.unwrap_or(Followed {
+            local,
+            remote,
+            waiting_since: None,
+            entered_at: None,
+            closer: None,
+        });
+        followed.closer = followed.closer.or(closer);
+        let mut change = None;
+        if socket.substate != TCP_TIME_WAIT {
+            followed.waiting_since.get_or_insert(now);
+        } else if followed.entered_at.is_none() {
+            followed.entered_at = Some(now);
+            change = Some(Change::Enter {
+                waited: followed
+                    .waiting_since
+                    .map(|since| now.saturating_sub(since)),
+                closer: followed.closer.clone(),
+            });
+        }
+        // Else it was already in TIME_WAIT and its time begins anew.
+        self.0.push(socket.address, followed);
+        change
+    }
+
+    /// A timer is cancelled when it is armed anew, just before it expires, and when the socket is
+    /// done with early. The first two follow within microseconds, on the same processor.
+    fn cancelled(
+        &mut self,
+        record: &Timewait,
+        order: &Order,
+        listened_on: impl FnOnce() -> bool,
+    ) -> Option<Change> {
+        let successor = order
+            .ahead(record.header.time)
+            .filter_map(|record| match record {
+                Record::Timewait(timewait) => Some(timewait),
+                _ => None,
+            })
+            .find(|next| next.socket.address == record.socket.address);
+        match successor.map(|next| (next.header.kind, ends(&next.socket) == ends(&record.socket))) {
+            Some((kind::TIMEWAIT_START | kind::TIMEWAIT_EXPIRE, true)) => return None,
+            Some((kind::TIMEWAIT_REUSE, _)) => return self.ended(record, Some(Reason::Reused)),
+            _ => {}
+        }
+        let reason = match record.reason {
+            cancel::REUSED => Some(Reason::Reused),
+            cancel::PURGED => Some(Reason::Purged),
+            // A SYN ends a TIME_WAIT only where somebody listens (TCP_TW_SYN in tcp_v4_rcv): where
+            // nobody does it was a RST, or an administrator. Where somebody does, it may have been
+            // a SYN that left no request behind, answered by a cookie or dropped.
+            _ if !listened_on() => Some(Reason::Reset),
+            _ => None,
+        };
+        self.ended(record, reason)
+    }
+
+    fn ended(&mut self, record: &Timewait, reason: Option<Reason>) -> Option<Change> {
+        let followed = self.0.pop(&record.socket.address);
+        // One that never left FIN_WAIT2 was never in TIME_WAIT.
+        if record.socket.substate != TCP_TIME_WAIT {
+            return None;
+        }
+        let (local, remote) = ends(&record.socket);
+        let followed =
+            followed.filter(|followed| followed.local == local && followed.remote == remote);
+        Some(Change::Exit {
+            reason,
+            lasted: followed
+                .as_ref()
+                .and_then(|followed| followed.entered_at)
+                .map(|entered| record.header.time.saturating_sub(entered)),
+            closer: followed.and_then(|followed| followed.closer),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::attribute::order::SLACK;
+
+    const FIN_WAIT2: u8 = 5;
+    const TIME_WAIT: u8 = 6;
+
+    fn timer(kind: u32, time: u64, substate: u8) -> Timewait {
+        let mut record = Timewait::new_zeroed();
+        record.header.kind = kind;
+        record.header.time = time;
+        record.socket.address = 0x1000;
+        record.socket.local_port = 80;
+        record.socket.remote_port = 4000;
+        record.socket.substate = substate;
+        record
+    }
+
+    /// Plays records in their order; what each one meant.
+    fn play(records: &[Timewait], listened_on: bool) -> Vec<Change> {
+        let mut order = Order::default();
+        order.add(
+            records
+                .iter()
+                .map(|record| Record::Timewait(Box::new(*record))),
+        );
+        let mut timewaits = Timewaits::default();
+        let mut changes = Vec::new();
+        while let Some(Record::Timewait(record)) = order.next(u64::MAX) {
+            changes.extend(timewaits.change(&record, &order, None, || listened_on));
+        }
+        changes
+    }
+
+    fn enter(waited: Option<u64>) -> Change {
+        Change::Enter {
+            waited,
+            closer: None,
+        }
+    }
+
+    fn exit(reason: Option<Reason>, lasted: Option<u64>) -> Change {
+        Change::Exit {
+            reason,
+            lasted,
+            closer: None,
+        }
+    }
+
+    #[test]
+    fn a_timewait_that_expires() {
+        let changes = play(
+            &[
+                timer(kind::TIMEWAIT_START, 1_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_CANCEL, 61_000_000_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_EXPIRE, 61_000_000_500, TIME_WAIT),
+            ],
+            true,
+        );
+        assert_eq!(
+            changes,
+            [
+                enter(None),
+                exit(Some(Reason::Expired), Some(61_000_000_500 - 1_000))
+            ]
+        );
+    }
+
+    #[test]
+    fn fin_wait2_is_kept_apart() {
+        let changes = play(
+            &[
+                timer(kind::TIMEWAIT_START, 1_000, FIN_WAIT2),
+                timer(kind::TIMEWAIT_CANCEL, 5_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_START, 5_100, TIME_WAIT),
+            ],
+            true,
+        );
+        assert_eq!(changes, [enter(Some(4_100))]);
+        let never = play(
+            &[
+                timer(kind::TIMEWAIT_START, 1_000, FIN_WAIT2),
+                timer(kind::TIMEWAIT_CANCEL, 60_000_000_000, FIN_WAIT2),
+                timer(kind::TIMEWAIT_EXPIRE, 60_000_000_100, FIN_WAIT2),
+            ],
+            true,
+        );
+        assert_eq!(never, []);
+    }
+
+    #[test]
+    fn a_timer_armed_anew_is_no_end() {
+        let changes = play(
+            &[
+                timer(kind::TIMEWAIT_START, 1_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_CANCEL, 9_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_START, 9_100, TIME_WAIT),
+            ],
+            true,
+        );
+        assert_eq!(changes, [enter(None)]);
+    }
+
+    #[test]
+    fn why_it_ended_early() {
+        let cases = [
+            (cancel::REUSED, true, Some(Reason::Reused)),
+            (cancel::PURGED, true, Some(Reason::Purged)),
+            (cancel::UNKNOWN, false, Some(Reason::Reset)),
+            (cancel::UNKNOWN, true, None),
+        ];
+        for (reason, listened_on, told) in cases {
+            let mut cancelled = timer(kind::TIMEWAIT_CANCEL, 9_000, TIME_WAIT);
+            cancelled.reason = reason;
+            let changes = play(
+                &[timer(kind::TIMEWAIT_START, 1_000, TIME_WAIT), cancelled],
+                listened_on,
+            );
+            assert_eq!(changes, [enter(None), exit(told, Some(8_000))]);
+        }
+    }
+
+    #[test]
+    fn a_connection_request_right_behind_is_the_reason() {
+        let mut reuse = timer(kind::TIMEWAIT_REUSE, 9_050, 0);
+        reuse.socket = record::Socket::new_zeroed();
+        reuse.socket.address = 0x1000;
+        let changes = play(
+            &[
+                timer(kind::TIMEWAIT_START, 1_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_CANCEL, 9_000, TIME_WAIT),
+                reuse,
+            ],
+            true,
+        );
+        assert_eq!(
+            changes,
+            [enter(None), exit(Some(Reason::Reused), Some(8_000))]
+        );
+    }
+
+    #[test]
+    fn another_connection_in_the_same_memory_is_no_successor() {
+        let mut other = timer(kind::TIMEWAIT_START, 9_100, TIME_WAIT);
+        other.socket.remote_port = 4001;
+        let changes = play(
+            &[
+                timer(kind::TIMEWAIT_START, 1_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_CANCEL, 9_000, TIME_WAIT),
+                other,
+            ],
+            true,
+        );
+        assert_eq!(changes, [enter(None), exit(None, Some(8_000)), enter(None)]);
+    }
+
+    #[test]
+    fn one_from_before_the_trace_ends_without_a_beginning() {
+        let changes = play(
+            &[
+                timer(kind::TIMEWAIT_CANCEL, 9_000, TIME_WAIT),
+                timer(kind::TIMEWAIT_EXPIRE, 9_000 + SLACK, TIME_WAIT),
+            ],
+            true,
+        );
+        assert_eq!(changes, [exit(Some(Reason::Expired), None)]);
+    }
+}

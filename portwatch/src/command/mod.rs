@@ -1,0 +1,143 @@
+//! The command line: one definition of all flags, from which help,
+//! completions and man pages are made, and a file for each subcommand.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::kernel::support::Unsupported;
+
+pub mod doctor;
+pub mod pipeline;
+pub mod trace;
+pub mod value;
+
+/// Exit status: it failed while running.
+const FAILED: u8 = 1;
+/// Exit status: not permitted or not supported here.
+const UNSUPPORTED: u8 = 3;
+
+/// Streams every bind, failed listen, release and TIME_WAIT of a host as it happens
+#[derive(Debug, Parser)]
+#[command(
+    name = "portwatch",
+    version,
+    about,
+    after_help = "Exit status: 0 done (Ctrl-C included), 1 failed while running, 2 usage, 3 not permitted or not supported here."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Stream every bind, listen, release and TIME_WAIT as it happens
+    Trace(Box<trace::Options>),
+    /// Tell what this kernel offers, which hooks are used and whether each one fires
+    Doctor(doctor::Options),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print a man page
+    Man {
+        /// The subcommand it is for; without one, portwatch's own
+        subcommand: Option<String>,
+    },
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be done; see [`exit_code`].
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Trace(options) => trace::run(*options),
+            Command::Doctor(options) => doctor::run(options),
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "portwatch", &mut script);
+                print(&script)
+            }
+            Command::Man { subcommand } => print(&man(subcommand.as_deref())?),
+        }
+    }
+}
+
+/// The man page of a subcommand, or of portwatch itself.
+fn man(subcommand: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    let mut command = Cli::command();
+    command.build();
+    if let Some(name) = subcommand {
+        let Some(found) = command.find_subcommand(name) else {
+            let names: Vec<_> = command
+                .get_subcommands()
+                .map(clap::Command::get_name)
+                .collect();
+            anyhow::bail!("no subcommand {name}: there are {}", names.join(", "));
+        };
+        command = found.clone().display_name(format!("portwatch-{name}"));
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    Ok(page)
+}
+
+/// Prints to standard output; that it was closed is no failure.
+fn print(bytes: &[u8]) -> anyhow::Result<ExitCode> {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Maps a result to the exit status, telling a failure on standard error.
+#[must_use]
+pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // Nothing can be told where standard error is closed.
+            let _ = writeln!(std::io::stderr(), "portwatch: {error:#}");
+            if error.downcast_ref::<Unsupported>().is_some() {
+                ExitCode::from(UNSUPPORTED)
+            } else {
+                ExitCode::from(FAILED)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_flags_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_not_supported_has_a_status_of_its_own() {
+        let unsupported = Unsupported::new("a", "b", "c").into();
+        assert_eq!(exit_code(Err(unsupported)), ExitCode::from(3));
+        assert_eq!(exit_code(Err(anyhow::anyhow!("x"))), ExitCode::from(1));
+    }
+
+    #[test]
+    fn man_pages_are_made_from_the_same_definition() {
+        let page = String::from_utf8(man(Some("trace")).unwrap()).unwrap();
+        assert!(page.contains("portwatch\\-trace"), "{page}");
+        assert!(page.contains("\\-\\-duration"), "{page}");
+        let error = man(Some("nonsense")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "no subcommand nonsense: there are trace, doctor, completions, man, help"
+        );
+    }
+}

@@ -1,0 +1,480 @@
+//! Puts the stages together: stream, attribution, sinks, with bounded channels between them.
+//!
+//! Two tasks and a thread: the thread because standard output may block, and
+//! must not keep anything else from ending.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, MapData, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::attribute::Attribution;
+use crate::attribute::process::{self, Found};
+use crate::event::{Body, End, Event, Outcome};
+use crate::filter::Filter;
+use crate::kernel::backend::{Backend, Control};
+use crate::kernel::clock::{self, Clock};
+use crate::kernel::snapshot::Snapshot;
+use crate::kernel::stream::{self, Batch};
+use crate::sink::json::Json;
+use crate::sink::text::{self, Text};
+
+/// Batches between two stages.
+const BATCHES: usize = 8;
+
+/// How long a reader of standard output may keep the end waiting.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// All that a stream needs.
+pub struct Plan {
+    /// The hooks, in place.
+    pub backend: Arc<Backend>,
+    /// The records.
+    pub ring: RingBuf<MapData>,
+    /// What the kernel side is told at run time.
+    pub control: Control,
+    /// What was drained before the stream begins.
+    pub first: Option<Batch>,
+    /// What existed before.
+    pub snapshot: Snapshot,
+    /// The stream's first event.
+    pub start: Event,
+    /// What is wanted.
+    pub filter: Filter,
+    /// After how many events to end.
+    pub count: Option<u64>,
+    /// After how long to end.
+    pub duration: Option<Duration>,
+    /// Where to.
+    pub sinks: Sinks,
+}
+
+/// Where events go.
+pub struct Sinks {
+    /// Text on standard output; without it, JSON.
+    pub text: Option<Text>,
+    /// The columns' names at the head of text.
+    pub header: bool,
+    /// JSON into a file as well.
+    pub file: Option<(PathBuf, File)>,
+    /// Nothing on standard error but errors and losses.
+    pub quiet: bool,
+}
+
+/// What the attribution stage gets.
+enum Input {
+    Batch(Batch),
+    Found(Vec<Found>),
+}
+
+/// Runs the stages until the end: a signal, the duration, the count, or that nobody reads any more.
+///
+/// # Errors
+///
+/// If a stage fails.
+pub fn run(plan: Plan) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("portwatch")
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let result = runtime.block_on(stages(plan));
+    // Whatever still blocks must not keep the process from ending.
+    runtime.shutdown_background();
+    result
+}
+
+async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
+    // Before the start event says that signals are heeded.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let (stop, stopped) = watch::channel(false);
+    let stop = Arc::new(stop);
+
+    let (events, to_write) = mpsc::channel::<Vec<Event>>(BATCHES);
+    let unwritten = Arc::new(AtomicU64::new(0));
+    let written = spawn_writer(
+        plan.sinks,
+        to_write,
+        Arc::clone(&stop),
+        Arc::clone(&unwritten),
+    )?;
+    let (inputs, to_attribute) = mpsc::channel::<Input>(BATCHES);
+
+    let identified = Arc::get_mut(&mut plan.backend).and_then(Backend::take_identified);
+    let attribution = Attribution::new(plan.backend.losses(), &plan.snapshot.held);
+    let attributing = tokio::spawn(attribute(
+        attribution,
+        Emission::new(plan.filter, plan.count, events, Arc::clone(&stop)),
+        plan.start,
+        identified,
+        to_attribute,
+    ));
+    spawn_finder(&plan.snapshot, inputs.clone());
+    let streaming = tokio::spawn({
+        let (stopped, backend) = (stopped.clone(), Arc::clone(&plan.backend));
+        async move {
+            let (batches, mut drained) = mpsc::channel::<Batch>(1);
+            let forward = async {
+                if let Some(first) = plan.first {
+                    let _ = inputs.send(Input::Batch(first)).await;
+                }
+                while let Some(batch) = drained.recv().await {
+                    if inputs.send(Input::Batch(batch)).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let run = stream::run(plan.ring, plan.control, &backend, batches, stopped);
+            tokio::join!(run, forward).0
+        }
+    });
+
+    let mut stopped = stopped;
+    let deadline = async {
+        match plan.duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = deadline => {}
+        () = output_closed() => {}
+        _ = stopped.changed() => {}
+    }
+    let _ = stop.send(true);
+
+    // A second signal ends it at once; so does a reader that does not read.
+    tokio::select! {
+        result = finish(streaming, attributing, written) => result,
+        _ = interrupt.recv() => Ok(ExitCode::from(130)),
+        () = stalled(&unwritten) => anyhow::bail!(
+            "{} events are not written: standard output is not being read",
+            unwritten.load(Ordering::Relaxed)
+        ),
+    }
+}
+
+type Task = tokio::task::JoinHandle<anyhow::Result<()>>;
+
+async fn finish(
+    streaming: Task,
+    attributing: Task,
+    written: oneshot::Receiver<anyhow::Result<()>>,
+) -> anyhow::Result<ExitCode> {
+    streaming
+        .await
+        .context("the stream stage ended abruptly")??;
+    attributing
+        .await
+        .context("the attribution stage ended abruptly")??;
+    written
+        .await
+        .context("the writing stage ended abruptly")??;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns once nothing has been written for too long although something waits to be.
+async fn stalled(unwritten: &AtomicU64) {
+    let mut before = u64::MAX;
+    loop {
+        tokio::time::sleep(LAST_WRITE).await;
+        let now = unwritten.load(Ordering::Relaxed);
+        if now != 0 && now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
+/// Returns once standard output is a pipe or socket whose reader has gone, also if there is nothing
+/// to write.
+async fn output_closed() {
+    // SAFETY: standard output's descriptor is never closed or exchanged.
+    let watched = unsafe { AsyncFd::register_with_interest(io::stdout(), Interest::ERROR) };
+    match watched {
+        Ok(output) => {
+            let _ = output.ready(Interest::ERROR).await;
+        }
+        // A file, which has no reader.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Reads from `/proc` who held sockets before, beside the stream: there may be thousands.
+fn spawn_finder(snapshot: &Snapshot, inputs: mpsc::Sender<Input>) {
+    let pids: std::collections::BTreeSet<u32> =
+        snapshot.held.iter().map(|held| held.tgid).collect();
+    tokio::task::spawn_blocking(move || {
+        let pids: Vec<_> = pids.into_iter().collect();
+        for pids in pids.chunks(64) {
+            let found = pids
+                .iter()
+                .filter_map(|pid| process::from_proc(Path::new("/proc"), *pid))
+                .collect();
+            if inputs.blocking_send(Input::Found(found)).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// The attribution stage.
+async fn attribute(
+    mut attribution: Attribution,
+    mut emission: Emission,
+    start: Event,
+    mut identified: Option<HashMap<MapData, u32, u32>>,
+    mut inputs: mpsc::Receiver<Input>,
+) -> anyhow::Result<()> {
+    emission.send(vec![start]).await;
+    let mut events = Vec::new();
+    while let Some(input) = inputs.recv().await {
+        match input {
+            Input::Batch(batch) => attribution.batch(&batch, &mut events),
+            Input::Found(found) => attribution.found(found),
+        }
+        if let Some(identified) = &mut identified {
+            for tgid in attribution.forgotten() {
+                // It may have been evicted there as well.
+                let _ = identified.remove(&tgid);
+            }
+        }
+        emission.emit(&mut events).await;
+    }
+    attribution.finish(&mut events);
+    emission.emit(&mut events).await;
+    emission.end().await;
+    Ok(())
+}
+
+/// Chooses, counts and hands on.
+struct Emission {
+    filter: Filter,
+    left: Option<u64>,
+    events: mpsc::Sender<Vec<Event>>,
+    stop: Arc<watch::Sender<bool>>,
+    counts: BTreeMap<&'static str, u64>,
+    failed: u64,
+    lost: BTreeMap<std::borrow::Cow<'static, str>, u64>,
+    begin: u64,
+}
+
+impl Emission {
+    fn new(
+        filter: Filter,
+        count: Option<u64>,
+        events: mpsc::Sender<Vec<Event>>,
+        stop: Arc<watch::Sender<bool>>,
+    ) -> Self {
+        Self {
+            filter,
+            left: count,
+            events,
+            stop,
+            counts: BTreeMap::new(),
+            failed: 0,
+            lost: BTreeMap::new(),
+            begin: clock::monotonic(),
+        }
+    }
+
+    /// Hands on those that pass, and empties `events`.
+    async fn emit(&mut self, events: &mut Vec<Event>) {
+        events.retain(|event| self.keep(&event.body));
+        if !events.is_empty() {
+            self.send(std::mem::take(events)).await;
+        }
+    }
+
+    fn keep(&mut self, body: &Body) -> bool {
+        if !self.filter.passes(body) {
+            return false;
+        }
+        if let Body::Lost(lost) = body {
+            *self.lost.entry(lost.place.clone()).or_default() += lost.count;
+            return true;
+        }
+        match &mut self.left {
+            Some(0) => return false,
+            Some(left) => {
+                *left -= 1;
+                if *left == 0 {
+                    let _ = self.stop.send(true);
+                }
+            }
+            None => {}
+        }
+        *self.counts.entry(body.name()).or_default() += 1;
+        self.failed += u64::from(match body {
+            Body::Bind(bind) => bind.result.outcome == Outcome::Failure,
+            Body::Listen(listen) => listen.result.outcome == Outcome::Failure,
+            _ => false,
+        });
+        true
+    }
+
+    async fn send(&self, events: Vec<Event>) {
+        // The writing stage ends early only when nobody reads; then everything ends.
+        let _ = self.events.send(events).await;
+    }
+
+    async fn end(self) {
+        let now = clock::monotonic();
+        let end = Event {
+            time: Clock::now().at_monotonic(now),
+            body: Body::End(End {
+                counts: self.counts.clone(),
+                failed: self.failed,
+                lost: self.lost.clone(),
+                duration_ms: (now - self.begin) / 1_000_000,
+            }),
+        };
+        self.send(vec![end]).await;
+    }
+}
+
+/// Starts the writing stage. Its result comes when all is written.
+fn spawn_writer(
+    sinks: Sinks,
+    mut events: mpsc::Receiver<Vec<Event>>,
+    stop: Arc<watch::Sender<bool>>,
+    unwritten: Arc<AtomicU64>,
+) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
+    let (done, written) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("portwatch-write".to_owned())
+        .spawn(move || {
+            let mut writer = Writer::new(sinks);
+            let result = loop {
+                let Some(batch) = events.blocking_recv() else {
+                    break Ok(());
+                };
+                let count = batch.len() as u64;
+                unwritten.fetch_add(count, Ordering::Relaxed);
+                match writer.write(&batch) {
+                    Ok(Reader::Reads) => {}
+                    Ok(Reader::Gone) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+                unwritten.fetch_sub(count, Ordering::Relaxed);
+            };
+            unwritten.store(0, Ordering::Relaxed);
+            let _ = stop.send(true);
+            let _ = done.send(result);
+        })
+        .context("starting the writing stage")?;
+    Ok(written)
+}
+
+/// Whether somebody still reads standard output.
+enum Reader {
+    Reads,
+    Gone,
+}
+
+/// The writing stage.
+struct Writer {
+    text: Option<Text>,
+    json: Json,
+    header: bool,
+    file: Option<(PathBuf, File)>,
+    quiet: bool,
+    screen: Vec<u8>,
+    object: Vec<u8>,
+}
+
+impl Writer {
+    fn new(sinks: Sinks) -> Self {
+        Self {
+            text: sinks.text,
+            json: Json::default(),
+            header: sinks.header,
+            file: sinks.file,
+            quiet: sinks.quiet,
+            screen: Vec::new(),
+            object: Vec::new(),
+        }
+    }
+
+    fn write(&mut self, events: &[Event]) -> anyhow::Result<Reader> {
+        self.screen.clear();
+        self.object.clear();
+        let json = self.text.is_none() || self.file.is_some();
+        for event in events {
+            if json {
+                self.json.render(event, &mut self.object);
+            }
+            if let Some(text) = &mut self.text {
+                match &event.body {
+                    Body::Start(start) => {
+                        if !self.quiet {
+                            tell(&text::start_lines(start));
+                        }
+                        if self.header {
+                            self.screen.extend(text.header().as_bytes());
+                        }
+                    }
+                    Body::Lost(lost) => tell(&text::lost_line(lost)),
+                    Body::End(end) => {
+                        if !self.quiet {
+                            tell(&text::end_line(end));
+                        }
+                    }
+                    _ => text.render(event, &mut self.screen),
+                }
+            }
+        }
+        if let Some((path, file)) = &mut self.file {
+            write_whole(file, &self.object)
+                .with_context(|| format!("cannot write to {}", path.display()))?;
+        }
+        let screen = if self.text.is_some() {
+            &self.screen
+        } else {
+            &self.object
+        };
+        match write_out(screen) {
+            Ok(()) => Ok(Reader::Reads),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+            Err(error) => Err(error).context("cannot write to standard output"),
+        }
+    }
+}
+
+fn write_out(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Writes all of it or nothing: no half a line is left behind on a full disk.
+fn write_whole(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    let begin = file.stream_position().ok();
+    file.write_all(bytes).inspect_err(|_| {
+        if let Some(begin) = begin {
+            // What is not a regular file cannot be shortened.
+            let _ = file.set_len(begin);
+        }
+    })
+}
+
+/// Tells something on standard error.
+fn tell(lines: &str) {
+    // Nothing can be told where standard error is closed.
+    let _ = io::stderr().lock().write_all(lines.as_bytes());
+}

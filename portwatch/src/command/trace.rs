@@ -1,0 +1,381 @@
+//! `portwatch trace`: the whole stream.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::{pipeline, value};
+use crate::event::{Body, Event, Missing, Start};
+use crate::filter::{Filter, Kind};
+use crate::kernel::backend::{Backend, Part, TRACEPOINT};
+use crate::kernel::clock::{self, Clock};
+use crate::kernel::support::{self, Unsupported};
+use crate::kernel::{self_test, snapshot};
+use crate::sink::text::{Color, Text};
+
+/// The options of `trace`.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    filter: FilterOptions,
+
+    #[command(flatten)]
+    output: OutputOptions,
+
+    /// Stop after this long (500ms, 30s, 5m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    duration: Option<Duration>,
+
+    /// Stop after this many events
+    #[arg(short = 'n', long, value_name = "N", value_parser = value::count)]
+    count: Option<u64>,
+
+    /// Size of the kernel's ring buffer: a power of two (64K to 1024M)
+    #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = value::buffer)]
+    buffer: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters")]
+struct FilterOptions {
+    /// Only these processes
+    #[arg(short, long, value_name = "PID", value_delimiter = ',', value_parser = value::pid)]
+    pid: Vec<u32>,
+
+    /// Only these local ports and ranges of ports (3000,8000-8100)
+    #[arg(short = 'P', long, value_name = "PORTS", value_delimiter = ',', value_parser = value::ports)]
+    port: Vec<RangeInclusive<u16>>,
+
+    /// Only these users, by name or number
+    #[arg(short, long, value_name = "USER", value_delimiter = ',', value_parser = value::user)]
+    uid: Vec<u32>,
+
+    /// Only these containers, by name or id
+    #[arg(short, long, value_name = "NAME|ID", value_delimiter = ',')]
+    container: Vec<String>,
+
+    /// Only processes of this name
+    #[arg(long, value_name = "NAME")]
+    comm: Vec<String>,
+
+    /// Only these network namespaces: name as of `ip netns`, path, or inode number
+    #[arg(long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns)]
+    netns: Vec<u32>,
+
+    /// Only IPv4
+    #[arg(short = '4', long)]
+    ipv4: bool,
+
+    /// Only IPv6
+    #[arg(short = '6', long)]
+    ipv6: bool,
+
+    /// Only TCP
+    #[arg(long)]
+    tcp: bool,
+
+    /// Only UDP
+    #[arg(long)]
+    udp: bool,
+
+    /// Only failures
+    #[arg(short = 'x', long)]
+    failed: bool,
+
+    /// Only these kinds of events
+    #[arg(short, long, value_name = "EVENTS", value_delimiter = ',', value_enum)]
+    events: Vec<Kind>,
+
+    /// AF_UNIX too
+    #[arg(long)]
+    unix: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+struct OutputOptions {
+    /// How events are written to standard output
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+
+    /// Short for --output json
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+
+    /// Write JSON to this file as well (mode 0600)
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+
+    /// Tell times in UTC instead of local time
+    #[arg(long)]
+    utc: bool,
+
+    /// When to colour
+    #[arg(long, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    color: When,
+
+    /// Tell nothing on standard error but errors and losses
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Tell more on standard error
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+}
+
+/// How events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A line of columns an event
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum When {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl FilterOptions {
+    fn filter(self) -> Filter {
+        Filter {
+            pids: self.pid.into_iter().collect(),
+            ports: self.port,
+            uids: self.uid.into_iter().collect(),
+            containers: self.container.into_iter().collect(),
+            comms: self.comm.into_iter().collect(),
+            netns: self.netns.into_iter().collect(),
+            ipv4: self.ipv4,
+            ipv6: self.ipv6,
+            tcp: self.tcp,
+            udp: self.udp,
+            failed: self.failed,
+            unix: self.unix,
+            events: self.events.into_iter().collect(),
+        }
+    }
+}
+
+impl OutputOptions {
+    fn colored(&self) -> bool {
+        match self.color {
+            When::Always => true,
+            When::Never => false,
+            // https://no-color.org: set and not empty.
+            When::Auto => {
+                stdout().is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
+        }
+    }
+
+    fn text(&self) -> Text {
+        let zone = if self.utc {
+            jiff::tz::TimeZone::UTC
+        } else {
+            jiff::tz::TimeZone::system()
+        };
+        let color = if self.colored() {
+            Color::On
+        } else {
+            Color::Off
+        };
+        Text::new(zone, color)
+    }
+
+    /// Opens the file to write to, so that what is wrong with it is told before anything is attached.
+    fn open(&self) -> anyhow::Result<Option<(PathBuf, File)>> {
+        let Some(path) = &self.write else {
+            return Ok(None);
+        };
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("cannot write to {}", path.display()))?;
+        Ok(Some((path.clone(), file)))
+    }
+}
+
+/// Runs `portwatch trace`.
+///
+/// # Errors
+///
+/// If tracing is not possible here, or fails.
+pub fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let filter = options.filter.filter();
+    let quiet = options.output.quiet;
+    let verbose = options.output.verbose > 0;
+    support::preflight(Path::new("/"))?;
+    let file = options.output.open()?;
+
+    let mut backend = Backend::load(&parts(&filter), options.buffer)?;
+    let mut ring = backend
+        .take_ring()
+        .context("the object has no ring buffer")?;
+    let mut control = backend
+        .take_control()
+        .context("the object has no control map")?;
+    let mut missing = missing(&backend);
+    let first = match self_test::run(&backend, &mut ring) {
+        Ok(report) => {
+            missing.extend(report.failed().into_iter().map(|what| Missing {
+                what: what.to_owned(),
+                why: "its hook is attached but did not fire in the self-test".to_owned(),
+            }));
+            if verbose {
+                let _ = writeln!(
+                    stderr(),
+                    "portwatch: self-test: {} of {} kinds of events seen in {} ms",
+                    report.proofs.iter().filter(|proof| proof.seen).count(),
+                    report.proofs.len(),
+                    report.took.as_millis()
+                );
+            }
+            if report.failed().contains(&"bind") {
+                return Err(Unsupported::new(
+                    "cannot trace: the hooks are attached but do not fire",
+                    "binds made by the self-test were not seen",
+                    "see portwatch doctor; if lockdown is in force, leave confidentiality mode",
+                )
+                .into());
+            }
+            Some(report.others)
+        }
+        Err(error) => {
+            missing.push(Missing {
+                what: "proof that the hooks fire".to_owned(),
+                why: format!("{error:#}"),
+            });
+            None
+        }
+    };
+    apply_filters(&filter, &mut backend, &mut control)?;
+    let snapshot = snapshot::take(&mut backend);
+    if let Some(why) = &snapshot.degraded {
+        missing.push(Missing {
+            what: Part::Snapshot.loss().to_owned(),
+            why: why.clone(),
+        });
+    }
+    let start = Event {
+        time: Clock::now().at_monotonic(clock::monotonic()),
+        body: Body::Start(start(&filter, missing)),
+    };
+    let sinks = pipeline::Sinks {
+        text: (options.output.output == Format::Text && !options.output.json)
+            .then(|| options.output.text()),
+        header: stdout().is_terminal(),
+        file,
+        quiet,
+    };
+    pipeline::run(pipeline::Plan {
+        backend: Arc::new(backend),
+        ring,
+        control,
+        first,
+        snapshot,
+        start,
+        filter,
+        count: options.count,
+        duration: options.duration,
+        sinks,
+    })
+}
+
+/// The parts of the kernel side that the wanted events need.
+fn parts(filter: &Filter) -> Vec<Part> {
+    let mut parts = BTreeSet::from([Part::Bind, Part::Process, Part::Snapshot]);
+    if filter.wants(Kind::Release) || filter.wants(Kind::Timewait) {
+        // Why a TIME_WAIT ended depends on whether somebody still listens.
+        parts.insert(Part::Release);
+    }
+    if filter.wants(Kind::Timewait) {
+        parts.insert(Part::Timewait);
+    }
+    parts.into_iter().collect()
+}
+
+fn missing(backend: &Backend) -> Vec<Missing> {
+    backend
+        .statuses()
+        .iter()
+        .filter_map(|status| {
+            let failure = status.failure.as_ref()?;
+            Some(Missing {
+                what: status.hook.part.loss().to_owned(),
+                why: format!("the hook {} is not in place: {failure}", status.hook.name),
+            })
+        })
+        .collect()
+}
+
+fn start(filter: &Filter, missing: Vec<Missing>) -> Start {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let kernel = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Start {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        backend: TRACEPOINT.to_owned(),
+        kernel,
+        boot_id: boot_id.map(|id| id.trim().to_owned()),
+        filters: filter.describe(),
+        missing,
+    }
+}
+
+/// Puts the filters that the kernel side can apply into force.
+fn apply_filters(
+    filter: &Filter,
+    backend: &mut Backend,
+    control: &mut crate::kernel::backend::Control,
+) -> anyhow::Result<()> {
+    use portwatch_common::map::FILTER_CAPACITY;
+
+    for (name, values) in [
+        ("PIDS", &filter.pids),
+        ("UIDS", &filter.uids),
+        ("NETNS", &filter.netns),
+    ] {
+        anyhow::ensure!(
+            values.len() <= FILTER_CAPACITY as usize,
+            "too many values for one filter: {} is the most",
+            FILTER_CAPACITY
+        );
+        let mut map = backend
+            .filter_map(name)
+            .context("a filter map is missing")?;
+        for value in values {
+            map.insert(value, 1, 0)?;
+        }
+    }
+    let mut words = std::collections::BTreeMap::<u32, u64>::new();
+    for port in filter.ports.iter().cloned().flatten() {
+        *words.entry(u32::from(port) / 64).or_default() |= 1 << (port % 64);
+    }
+    let mut map = backend.port_map().context("the port map is missing")?;
+    for (index, word) in words {
+        map.set(index, word, 0)?;
+    }
+    control.set_filters(filter.in_kernel())?;
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Which events are wanted.
+//!
+//! The kernel side applies the filters it can; here all of them are applied,
+//! to whole events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use portwatch_common::map::filter;
+
+use crate::event::{Actor, Address, Body, Family, Outcome, Socket, Transport};
+
+/// A kind of event that can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Kind {
+    /// bind(2), granted and refused
+    Bind,
+    /// listen(2), granted and refused
+    Listen,
+    /// Bound sockets giving their ports back
+    Release,
+    /// Connections entering and leaving TIME_WAIT
+    Timewait,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Bind, Self::Listen, Self::Release, Self::Timewait];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Listen => "listen",
+            Self::Release => "release",
+            Self::Timewait => "timewait",
+        }
+    }
+}
+
+/// The filters, empty ones letting everything pass. What is given of one kind is any-of, and all
+/// kinds must pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Processes, by pid in the initial pid namespace.
+    pub pids: BTreeSet<u32>,
+    /// Local ports.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// Effective uids.
+    pub uids: BTreeSet<u32>,
+    /// Containers, by name or by the beginning of their id.
+    pub containers: BTreeSet<String>,
+    /// Names of threads.
+    pub comms: BTreeSet<String>,
+    /// Network namespaces, by inode number.
+    pub netns: BTreeSet<u32>,
+    /// IPv4.
+    pub ipv4: bool,
+    /// IPv6.
+    pub ipv6: bool,
+    /// TCP and what is built on it.
+    pub tcp: bool,
+    /// UDP and UDP-Lite.
+    pub udp: bool,
+    /// Failures only.
+    pub failed: bool,
+    /// AF_UNIX too.
+    pub unix: bool,
+    /// Kinds of events.
+    pub events: BTreeSet<Kind>,
+}
+
+impl Filter {
+    /// The filters the kernel side can apply: bits of [`portwatch_common::map::filter`].
+    #[must_use]
+    pub fn in_kernel(&self) -> u32 {
+        [
+            (!self.pids.is_empty(), filter::PID),
+            (!self.ports.is_empty(), filter::PORT),
+            (!self.uids.is_empty(), filter::UID),
+            (!self.netns.is_empty(), filter::NETNS),
+            (self.unix, filter::UNIX),
+            (self.failed, filter::FAILED),
+        ]
+        .into_iter()
+        .filter(|(set, _)| *set)
+        .fold(0, |bits, (_, bit)| bits | bit)
+    }
+
+    /// Whether this kind of event can pass at all.
+    #[must_use]
+    pub fn wants(&self, kind: Kind) -> bool {
+        (self.events.is_empty() || self.events.contains(&kind))
+            && !(self.failed && matches!(kind, Kind::Release | Kind::Timewait))
+    }
+
+    /// Whether an event passes. What is no event of a socket always does.
+    #[must_use]
+    pub fn passes(&self, body: &Body) -> bool {
+        match body {
+            Body::Bind(bind) => {
+                self.wants(Kind::Bind)
+                    && (!self.failed || bind.result.outcome == Outcome::Failure)
+                    && self.passes_socket(&bind.socket, bind.requested.as_ref())
+                    && self.passes_actor(bind.process.as_ref())
+            }
+            Body::Listen(listen) => {
+                self.wants(Kind::Listen)
+                    && (!self.failed || listen.result.outcome == Outcome::Failure)
+                    && self.passes_socket(&listen.socket, None)
+                    && self.passes_actor(listen.process.as_ref())
+            }
+            Body::Release(release) => {
+                self.wants(Kind::Release)
+                    && self.passes_socket(&release.socket, None)
+                    && self.passes_actor(release.process.as_ref())
+            }
+            Body::Timewait(timewait) => {
+                self.wants(Kind::Timewait)
+                    && self.passes_socket(&timewait.socket, None)
+                    && self.passes_actor(timewait.process.as_ref())
+            }
+            Body::Start(_) | Body::Lost(_) | Body::End(_) => true,
+        }
+    }
+
+    fn passes_socket(&self, socket: &Socket, requested: Option<&Address>) -> bool {
+        let unix = socket.family == Some(Family::Unix);
+        if unix && !self.unix {
+            return false;
+        }
+        let family = !(self.ipv4 || self.ipv6)
+            || match socket.family {
+                Some(Family::Ipv4) => self.ipv4,
+                Some(Family::Ipv6) => self.ipv6,
+                // Asked for by its own option.
+                Some(Family::Unix) => true,
+                None => false,
+            };
+        let transport = !(self.tcp || self.udp)
+            || unix
+            || match socket.transport {
+                Some(Transport::Tcp | Transport::Mptcp | Transport::Smc) => self.tcp,
+                Some(Transport::Udp | Transport::Udplite) => self.udp,
+                _ => false,
+            };
+        let port = |address: Option<&Address>| {
+            address
+                .and_then(Address::port)
+                .is_some_and(|port| self.ports.iter().any(|range| range.contains(&port)))
+        };
+        let port = self.ports.is_empty() || port(socket.local.as_ref()) || port(requested);
+        let netns = self.netns.is_empty()
+            || socket
+                .netns
+                .is_some_and(|netns| self.netns.contains(&netns));
+        family && transport && port && netns
+    }
+
+    fn passes_actor(&self, actor: Option<&Actor>) -> bool {
+        let is = |wanted: bool, test: &dyn Fn(&Actor) -> bool| !wanted || actor.is_some_and(test);
+        is(!self.pids.is_empty(), &|actor| {
+            self.pids.contains(&actor.pid)
+        }) && is(!self.uids.is_empty(), &|actor| {
+            self.uids.contains(&actor.uid)
+        }) && is(!self.comms.is_empty(), &|actor| {
+            self.comms.contains(&*actor.comm)
+        }) && is(!self.containers.is_empty(), &|actor| {
+            actor.process.container.as_ref().is_some_and(|container| {
+                self.containers.iter().any(|wanted| {
+                    container.id.starts_with(wanted.as_str())
+                        || container.name.as_deref() == Some(wanted)
+                })
+            })
+        })
+    }
+
+    /// The filters by the names of their options, as the `start` event tells them.
+    #[must_use]
+    pub fn describe(&self) -> BTreeMap<String, Vec<String>> {
+        let mut described = BTreeMap::new();
+        let mut tell = |name: &str, values: Vec<String>| {
+            if !values.is_empty() {
+                described.insert(name.to_owned(), values);
+            }
+        };
+        let strings = |set: &BTreeSet<u32>| set.iter().map(ToString::to_string).collect();
+        tell("pid", strings(&self.pids));
+        tell("uid", strings(&self.uids));
+        tell("netns", strings(&self.netns));
+        tell("container", self.containers.iter().cloned().collect());
+        tell("comm", self.comms.iter().cloned().collect());
+        tell(
+            "port",
+            self.ports
+                .iter()
+                .map(|range| {
+                    if range.start() == range.end() {
+                        range.start().to_string()
+                    } else {
+                        format!("{}-{}", range.start(), range.end())
+                    }
+                })
+                .collect(),
+        );
+        tell(
+            "events",
+            self.events
+                .iter()
+                .map(|kind| kind.name().to_owned())
+                .collect(),
+        );
+        for (name, set) in [
+            ("ipv4", self.ipv4),
+            ("ipv6", self.ipv6),
+            ("tcp", self.tcp),
+            ("udp", self.udp),
+            ("failed", self.failed),
+            ("unix", self.unix),
+        ] {
+            if set {
+                tell(name, vec!["true".to_owned()]);
+            }
+        }
+        described
+    }
+}

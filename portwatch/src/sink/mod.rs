@@ -1,0 +1,9 @@
+//! What events are written as: [`text`] for people, [`json`] for programs.
+//!
+//! Rendering is pure: an event goes in, bytes come out. Nothing here opens,
+//! writes or asks for the time.
+
+mod duration;
+pub mod escape;
+pub mod json;
+pub mod text;
