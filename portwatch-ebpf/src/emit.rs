@@ -58,7 +58,7 @@ pub fn reserve<T: Record>(kind: u32) -> Option<RingBufEntry<T>> {
 /// `to` must be writable, and both aligned to eight bytes.
 #[inline(always)]
 pub unsafe fn put<T: Copy>(to: *mut T, from: &T) {
-    const { assert!(size_of::<T>() % 8 == 0) };
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
     let from = core::ptr::from_ref(from).cast::<u64>();
     for word in 0..size_of::<T>() / 8 {
         // SAFETY: promised by the caller; `word` is within both.

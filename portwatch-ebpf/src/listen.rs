@@ -117,12 +117,11 @@ unsafe fn unix_path(buffer: *mut u8, sk: Address) -> u32 {
     let Some(sockaddr) = layout::address(name, &layout::UNIX_ADDRESS_NAME) else {
         return 0;
     };
-    // SAFETY: `length` is at most UNIX_PATH; the helper checks the source.
-    if length != 0
-        && unsafe { bpf_probe_read_kernel(buffer.cast(), length, (sockaddr + 2) as *const _) } == 0
-    {
-        length
-    } else {
-        0
+    if length == 0 {
+        return 0;
     }
+    // SAFETY: `length` is at most UNIX_PATH; the helper checks the source.
+    let failed =
+        unsafe { bpf_probe_read_kernel(buffer.cast(), length, (sockaddr + 2) as *const _) };
+    if failed == 0 { length } else { 0 }
 }

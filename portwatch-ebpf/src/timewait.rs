@@ -149,10 +149,10 @@ pub fn cancelled(timer: Address) {
 fn reason(tw: Address, socket: &Socket) -> u32 {
     let net: Address = read(tw, &layout::SOCK_NET);
     // inet_twsk_purge ends those whose namespace nobody refers to any more.
-    if let Some(count) = layout::address(net, &layout::NET_COUNT) {
-        if layout::read_at::<u32>(count) == 0 {
-            return cancel::PURGED;
-        }
+    if let Some(count) = layout::address(net, &layout::NET_COUNT)
+        && layout::read_at::<u32>(count) == 0
+    {
+        return cancel::PURGED;
     }
     // connect(2) takes a timewait socket's place in __inet_check_established,
     // in the context of the thread that connects.

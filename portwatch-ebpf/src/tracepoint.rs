@@ -29,10 +29,8 @@ fn call(regs: *const u8) -> Option<Call> {
     // SAFETY: `regs` is the tracepoint's typed argument.
     let nr =
         unsafe { load_typed::<u64>(regs, &layout::REGS_NR) } as u32 & !layout::NR_IGNORE.load();
-    if nr == layout::NR_BIND.load() || nr == layout::NR_LISTEN.load() {
-        if !is_compat(regs) {
-            return native_call(regs, nr);
-        }
+    if (nr == layout::NR_BIND.load() || nr == layout::NR_LISTEN.load()) && !is_compat(regs) {
+        return native_call(regs, nr);
     }
     compat_call(regs, nr)
 }

@@ -1,6 +1,8 @@
 //! The schema in `docs/schema/`: it is the one of the types, every line keeps to it, and it
 //! refuses what is no such line.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 #[path = "golden/samples.rs"]
 #[allow(dead_code, reason = "the goldens use more of it")]
 mod samples;

@@ -15,6 +15,8 @@ pub mod value;
 
 /// Exit status: it failed while running.
 const FAILED: u8 = 1;
+/// Exit status: used wrongly.
+const USAGE: u8 = 2;
 /// Exit status: not permitted or not supported here.
 const UNSUPPORTED: u8 = 3;
 
@@ -79,7 +81,8 @@ fn man(subcommand: Option<&str>) -> anyhow::Result<Vec<u8>> {
                 .get_subcommands()
                 .map(clap::Command::get_name)
                 .collect();
-            anyhow::bail!("no subcommand {name}: there are {}", names.join(", "));
+            let names = names.join(", ");
+            return Err(Usage(format!("no subcommand {name}: there are {names}")).into());
         };
         command = found.clone().display_name(format!("portwatch-{name}"));
     }
@@ -96,6 +99,11 @@ fn print(bytes: &[u8]) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// What was asked for makes no sense. Exit status 2, as of the flags' own errors.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}\n\nFor more information, try '--help'.")]
+pub struct Usage(pub String);
+
 /// Maps a result to the exit status, telling a failure on standard error.
 #[must_use]
 pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
@@ -104,11 +112,13 @@ pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
         Err(error) => {
             // Nothing can be told where standard error is closed.
             let _ = writeln!(std::io::stderr(), "portwatch: {error:#}");
-            if error.downcast_ref::<Unsupported>().is_some() {
-                ExitCode::from(UNSUPPORTED)
+            ExitCode::from(if error.is::<Unsupported>() {
+                UNSUPPORTED
+            } else if error.is::<Usage>() {
+                USAGE
             } else {
-                ExitCode::from(FAILED)
-            }
+                FAILED
+            })
         }
     }
 }
@@ -123,7 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_has_a_status_of_its_own() {
+    fn each_kind_of_failure_has_a_status_of_its_own() {
+        assert_eq!(
+            exit_code(Err(Usage(String::new()).into())),
+            ExitCode::from(2)
+        );
         let unsupported = Unsupported::new("a", "b", "c").into();
         assert_eq!(exit_code(Err(unsupported)), ExitCode::from(3));
         assert_eq!(exit_code(Err(anyhow::anyhow!("x"))), ExitCode::from(1));
@@ -135,9 +149,9 @@ mod tests {
         assert!(page.contains("portwatch\\-trace"), "{page}");
         assert!(page.contains("\\-\\-duration"), "{page}");
         let error = man(Some("nonsense")).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "no subcommand nonsense: there are trace, doctor, completions, man, help"
+        assert!(
+            error.starts_with("no subcommand nonsense: there are trace, doctor, completions, man"),
+            "{error}"
         );
     }
 }

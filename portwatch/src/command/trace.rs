@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args, ValueEnum};
+use portwatch_common::map::FILTER_CAPACITY;
 
-use super::{pipeline, value};
+use super::{Usage, pipeline, value};
 use crate::event::{Body, Event, Missing, Start};
 use crate::filter::{Filter, Kind};
 use crate::kernel::backend::{Backend, Part, TRACEPOINT};
@@ -153,8 +154,19 @@ enum When {
 }
 
 impl FilterOptions {
-    fn filter(self) -> Filter {
-        Filter {
+    fn filter(self) -> Result<Filter, Usage> {
+        for (option, count) in [
+            ("--pid", self.pid.len()),
+            ("--uid", self.uid.len()),
+            ("--netns", self.netns.len()),
+        ] {
+            if count > FILTER_CAPACITY as usize {
+                return Err(Usage(format!(
+                    "{count} values for {option}: {FILTER_CAPACITY} is the most"
+                )));
+            }
+        }
+        Ok(Filter {
             pids: self.pid.into_iter().collect(),
             ports: self.port,
             uids: self.uid.into_iter().collect(),
@@ -168,7 +180,7 @@ impl FilterOptions {
             failed: self.failed,
             unix: self.unix,
             events: self.events.into_iter().collect(),
-        }
+        })
     }
 }
 
@@ -221,7 +233,7 @@ impl OutputOptions {
 ///
 /// If tracing is not possible here, or fails.
 pub fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let filter = options.filter.filter();
+    let filter = options.filter.filter()?;
     let quiet = options.output.quiet;
     let verbose = options.output.verbose > 0;
     support::preflight(Path::new("/"))?;
@@ -349,18 +361,11 @@ fn apply_filters(
     backend: &mut Backend,
     control: &mut crate::kernel::backend::Control,
 ) -> anyhow::Result<()> {
-    use portwatch_common::map::FILTER_CAPACITY;
-
     for (name, values) in [
         ("PIDS", &filter.pids),
         ("UIDS", &filter.uids),
         ("NETNS", &filter.netns),
     ] {
-        anyhow::ensure!(
-            values.len() <= FILTER_CAPACITY as usize,
-            "too many values for one filter: {} is the most",
-            FILTER_CAPACITY
-        );
         let mut map = backend
             .filter_map(name)
             .context("a filter map is missing")?;

@@ -15,6 +15,9 @@ use crate::event::{Actor, Bind, Body, Event, Listen, Process, Release, SCHEMA, T
 /// How many processes' JSON is kept. Arguments of 4096 bytes are the most of one.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
+/// How many bytes what is known of a process usually has as JSON.
+const USUAL_LEN: usize = 768;
+
 /// Renders events as JSON, and numbers them.
 pub struct Json {
     seq: u64,
@@ -79,7 +82,8 @@ impl Json {
     fn process(&mut self, process: Arc<Process>) -> serde_json::Result<&[u8]> {
         let address = Arc::as_ptr(&process).addr();
         let kept = self.kept.try_get_or_insert(address, || {
-            let mut json = serde_json::to_vec(&*process)?;
+            let mut json = Vec::with_capacity(USUAL_LEN);
+            serde_json::to_writer(&mut json, &*process)?;
             json[0] = b',';
             json.pop();
             if json.len() == 1 {
