@@ -102,9 +102,13 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let result: i64 = ctx.arg(1);
     match call(ctx.arg(0)) {
         Some(Call::Bind(descriptor, address, length)) => {
+            #[cfg(feature = "log")]
+            aya_log_ebpf::debug!(&ctx, "bind of {} returned {}", descriptor, result);
             bind::returned(of_descriptor(descriptor), address, length, result as i32);
         }
         Some(Call::Listen(descriptor, backlog)) => {
+            #[cfg(feature = "log")]
+            aya_log_ebpf::debug!(&ctx, "listen on {} returned {}", descriptor, result);
             listen::returned(of_descriptor(descriptor), backlog, result as i32);
         }
         None => {}

@@ -31,7 +31,7 @@ use crate::sink::json::Json;
 use crate::sink::text::{self, Text};
 
 /// Batches between two stages.
-const BATCHES: usize = 8;
+const BATCHES: usize = 4;
 
 /// How long a reader of standard output may keep the end waiting.
 const LAST_WRITE: Duration = Duration::from_secs(2);

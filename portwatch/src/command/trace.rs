@@ -288,6 +288,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             why: why.clone(),
         });
     }
+    give_back();
     let start = Event {
         time: Clock::now().at_monotonic(clock::monotonic()),
         body: Body::Start(start(&filter, missing)),
@@ -313,6 +314,15 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Gives the memory back that reading the kernel's types has taken.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The parts of the kernel side that the wanted events need.
 fn parts(filter: &Filter) -> Vec<Part> {
     let mut parts = BTreeSet::from([Part::Bind, Part::Process, Part::Snapshot]);
@@ -326,18 +336,21 @@ fn parts(filter: &Filter) -> Vec<Part> {
     parts.into_iter().collect()
 }
 
+/// What is not seen for want of a hook: one for each part, with the reason of its first hook.
 fn missing(backend: &Backend) -> Vec<Missing> {
-    backend
-        .statuses()
-        .iter()
-        .filter_map(|status| {
-            let failure = status.failure.as_ref()?;
-            Some(Missing {
-                what: status.hook.part.loss().to_owned(),
+    let mut missing = Vec::<Missing>::new();
+    for status in backend.statuses() {
+        let what = status.hook.part.loss();
+        if let Some(failure) = &status.failure
+            && missing.iter().all(|missing| missing.what != what)
+        {
+            missing.push(Missing {
+                what: what.to_owned(),
                 why: format!("the hook {} is not in place: {failure}", status.hook.name),
-            })
-        })
-        .collect()
+            });
+        }
+    }
+    missing
 }
 
 fn start(filter: &Filter, missing: Vec<Missing>) -> Start {

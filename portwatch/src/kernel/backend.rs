@@ -21,7 +21,13 @@ use super::support::Unsupported;
 use super::symbols::{self, Symbols};
 
 /// The kernel side, built by `cargo xtask build-ebpf`.
+#[cfg(not(feature = "log"))]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/portwatch.bpf.o");
+
+/// The kernel side with messages, built by `cargo xtask build-ebpf --features log`.
+#[cfg(feature = "log")]
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!("../../../portwatch-ebpf/target/portwatch-features.bpf.o");
 
 /// What a hook is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,11 +185,21 @@ impl Backend {
                 "run it as root; before Linux 5.11 locked memory counts: ulimit -l unlimited",
             )
         })?;
+        // It holds all of the kernel's types, which are about to be read again.
+        drop(loader);
         let mut backend = Self {
             ebpf,
             statuses: Vec::new(),
             absent: layout.absent().iter().map(ToString::to_string).collect(),
         };
+        #[cfg(feature = "log")]
+        super::messages::print(&mut backend.ebpf).map_err(|error| {
+            Unsupported::new(
+                "cannot print the kernel side's messages",
+                describe(&error),
+                "run cargo xtask build-ebpf --features log",
+            )
+        })?;
         backend.attach(parts, symbols.err())?;
         Ok(backend)
     }

@@ -6,6 +6,8 @@ pub mod btf;
 pub mod clock;
 pub mod decode;
 pub mod layout;
+#[cfg(feature = "log")]
+mod messages;
 pub mod self_test;
 pub mod snapshot;
 pub mod stream;

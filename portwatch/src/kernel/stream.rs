@@ -9,16 +9,18 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use portwatch_common::record::Header;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
+use zerocopy::FromBytes as _;
 
 use super::backend::{Backend, Control, Losses};
 use super::clock;
 use super::decode::{DecodeError, Record};
 
 /// How many bytes a block holds at most; the largest record is smaller.
-const BLOCK: usize = 128 << 10;
+const BLOCK: usize = 64 << 10;
 
 /// How long records may gather before they are drained: at most two hundred wakeups a second.
 const GATHER: Duration = Duration::from_millis(5);
@@ -34,7 +36,8 @@ const COUNT_LOSSES: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Batch {
     block: Bytes,
-    /// Every record written before this (CLOCK_MONOTONIC, ns) is in this batch or an earlier one.
+    /// Every record written before this (CLOCK_MONOTONIC, ns) is in this batch or an earlier one,
+    /// but for those of the last [`crate::attribute::order::SLACK`].
     pub complete_until: u64,
     /// What was lost since the kernel side was loaded, when it was looked up.
     pub losses: Option<Losses>,
@@ -136,8 +139,9 @@ pub async fn run(
 /// Takes at most a block of records out of the ring buffer.
 fn drain(ring: &mut RingBuf<MapData>) -> Batch {
     // What is written from here on may come before what is already there is read.
-    let complete_until = clock::monotonic();
+    let mut complete_until = clock::monotonic();
     let mut block = BytesMut::new();
+    let mut last = 0;
     while block.len() < BLOCK {
         let Some(record) = ring.next() else {
             break;
@@ -146,12 +150,16 @@ fn drain(ring: &mut RingBuf<MapData>) -> Batch {
             block.reserve(BLOCK + (8 << 10));
         }
         put(&mut block, &record);
+        last = Header::read_from_prefix(&record).map_or(last, |(header, _)| header.time);
     }
-    let full = block.len() >= BLOCK;
+    if block.len() >= BLOCK {
+        // There may be more in the ring, but nothing from before what was taken last, but for the
+        // little by which the ring's order is off.
+        complete_until = last;
+    }
     Batch {
         block: block.freeze(),
-        // There is more in the ring, of any age.
-        complete_until: if full { 0 } else { complete_until },
+        complete_until,
         losses: None,
     }
 }
