@@ -1,13 +1,17 @@
 //! bind(2): an attempt, as it came back.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_user};
 use portwatch_common::map::{Bound, filter as filters, lost};
-use portwatch_common::record::{Bind, BindUnix, Requested, Socket, Task, UNIX_PATH, kind};
+use portwatch_common::record::{
+    Bind, BindUnix, Requested, Socket, Task, UNIX_PATH, kind, task_flag,
+};
 
-use crate::layout::{Address, read_user};
+use crate::layout::{Address, read_user, zero, zeroed};
 use crate::maps::BOUND;
-use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, NO_SOCKET, Opened};
-use crate::task::{self, NOBODY};
+use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
+use crate::task;
 use crate::{emit, filter};
 
 /// Offset of `sun_path` in `struct sockaddr_un`.
@@ -15,21 +19,14 @@ const SUN_PATH: u32 = 2;
 
 /// Reads a `struct sockaddr` of the caller's. What could not be read is zero.
 #[inline(always)]
-fn requested(address: Address, length: u32) -> Requested {
-    let mut requested = Requested {
-        address: [0; 16],
-        family: 0,
-        port: 0,
-        scope: 0,
-        length,
-        read: 0,
-    };
+fn read_requested(address: Address, length: u32, requested: &mut Requested) {
+    requested.length = length;
     // sa_family and the port in one go.
     if length < 4 {
-        return requested;
+        return;
     }
     let Some(head) = read_user::<[u16; 2]>(address) else {
-        return requested;
+        return;
     };
     requested.family = head[0];
     requested.read = 4;
@@ -49,21 +46,27 @@ fn requested(address: Address, length: u32) -> Requested {
             requested.scope = read_user(address.wrapping_add(24)).unwrap_or(0);
         }
     }
-    requested
 }
 
 /// A bind(2) of the current task has returned.
 #[inline(never)]
 pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i32) {
-    let mut task = NOBODY;
-    task::current(&mut task);
-    if !filter::task(&task) {
+    let mut task = MaybeUninit::uninit();
+    let task: &mut Task = zeroed(&mut task);
+    task::current(task);
+    if !filter::task(task) || opened.is_some_and(|opened| !sock::concerns_us(opened.sk)) {
         return;
     }
-    let requested = requested(address, length);
-    let mut socket = NO_SOCKET;
+    // First of all: whatever comes before is one more state from which the
+    // verifier follows the longest of all paths.
+    task::identify(task);
+    let mut requested = MaybeUninit::uninit();
+    let requested: &mut Requested = zeroed(&mut requested);
+    read_requested(address, length, requested);
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
     if let Some(opened) = opened {
-        sock::describe(opened.sk, opened.inode, &mut socket);
+        sock::describe(opened.sk, opened.inode, socket);
     }
     // What is no socket is judged by the address it was given.
     let family = if opened.is_some() {
@@ -72,7 +75,7 @@ pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i
         requested.family
     };
     let wanted = match family {
-        AF_INET | AF_INET6 => filter::bind(&requested, &socket),
+        AF_INET | AF_INET6 => filter::bind(requested, socket),
         AF_UNIX => filter::is_set(filters::UNIX),
         _ => false,
     };
@@ -80,35 +83,40 @@ pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i
         return;
     }
     if family != AF_UNIX && result == 0 {
-        remember(&socket, &task);
+        remember(socket, task);
     }
     if !filter::result(result) {
         return;
     }
-    task::identify(&task);
     if family == AF_UNIX {
-        send_unix(&task, &socket, &requested, address, result);
+        send_unix(task, socket, requested, address, result);
     } else {
-        send(opened, &task, &socket, &requested, result);
+        send(opened, task, socket, requested, result);
     }
 }
 
 /// Remembers a bound socket and who bound it, so that its end will be seen.
 #[inline(never)]
 pub fn remember(socket: &Socket, task: &Task) {
-    let bound = Bound {
-        binder: *task,
-        closer: task::UNKNOWN,
-        // SAFETY: the helper has no preconditions.
-        bound_at: unsafe { bpf_ktime_get_ns() },
-        inode: socket.inode,
-        local: socket.local,
-        local_port: socket.local_port,
-        reserved: [0; 3],
-    };
-    if BOUND.insert(socket.address, &bound, 0).is_err() {
+    let mut bound = MaybeUninit::uninit();
+    let bound: &mut Bound = zeroed(&mut bound);
+    // SAFETY: both are valid and aligned.
+    unsafe { emit::put(&raw mut bound.binder, task) };
+    bound.closer.flags = task_flag::UNKNOWN;
+    // SAFETY: the helper has no preconditions.
+    bound.bound_at = unsafe { bpf_ktime_get_ns() };
+    describe(socket, bound);
+    if BOUND.insert(socket.address, &*bound, 0).is_err() {
         emit::count_lost(lost::BOUND);
     }
+}
+
+/// What there is to remember of a socket itself.
+#[inline(always)]
+pub fn describe(socket: &Socket, bound: &mut Bound) {
+    bound.inode = socket.inode;
+    bound.local = socket.local;
+    bound.local_port = socket.local_port;
 }
 
 #[inline(always)]
@@ -144,7 +152,7 @@ unsafe fn fill(
         emit::put(&raw mut (*record).requested, requested);
         (*record).result = result;
         (*record).path_length = 0;
-        (*record).device = [0; 16];
+        zero(&raw mut (*record).device);
     }
 }
 
@@ -157,7 +165,7 @@ fn send_unix(task: &Task, socket: &Socket, requested: &Requested, address: Addre
     // SAFETY: the entry is reserved, writable memory of the right size.
     unsafe {
         fill(&raw mut (*record).bind, task, socket, requested, result);
-        (*record).path = [0; UNIX_PATH + 4];
+        zero(&raw mut (*record).path);
         let mut length = requested.length.saturating_sub(SUN_PATH);
         if length > UNIX_PATH as u32 {
             length = UNIX_PATH as u32;

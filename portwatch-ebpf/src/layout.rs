@@ -4,6 +4,8 @@
 //! globals in a frozen map, so the verifier sees constants and drops the code
 //! of absent fields.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     Global,
     helpers::{bpf_probe_read_user, generated},
@@ -113,4 +115,46 @@ pub fn read_user<T: Copy>(address: Address) -> Option<T> {
 pub unsafe fn load_typed<T: Copy>(base: *const u8, field: &Global<u32>) -> T {
     // SAFETY: the verifier has checked the type and the offset.
     unsafe { base.add(field.load() as usize).cast::<T>().read_volatile() }
+}
+
+/// A type of plain integers, for which all zeros is a value.
+///
+/// # Safety
+///
+/// Every bit pattern is valid, and the size is a multiple of eight bytes.
+pub unsafe trait Zeroed: Copy {}
+
+// SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::record::Socket {}
+// SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::record::Task {}
+// SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::record::Requested {}
+// SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::record::SnapshotEntry {}
+// SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::map::Bound {}
+// SAFETY: bytes.
+unsafe impl<const N: usize> Zeroed for [u8; N] {}
+
+/// Zeros in a place on the stack, to be filled in.
+#[inline(always)]
+pub fn zeroed<T: Zeroed>(place: &mut MaybeUninit<T>) -> &mut T {
+    zero(place.as_mut_ptr());
+    // SAFETY: all of it is zero, which is valid.
+    unsafe { place.assume_init_mut() }
+}
+
+/// Writes zeros over a place, word by word: left to itself the compiler writes
+/// bytes in a loop, which is slow to run and slow to verify. For the same
+/// reason places are filled in and not returned.
+///
+/// `place` must be writable and aligned to eight bytes.
+#[inline(always)]
+pub fn zero<T: Zeroed>(place: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: promised by the caller; `word` is within the place.
+        unsafe { place.cast::<u64>().add(word).write_volatile(0) };
+    }
 }

@@ -1,35 +1,41 @@
 //! listen(2): an attempt, as it came back.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use portwatch_common::map::filter as filters;
 use portwatch_common::record::{Listen, ListenUnix, Socket, Task, UNIX_PATH, kind};
 
-use crate::layout::{self, Address, read};
+use crate::layout::{self, Address, read, zero, zeroed};
 use crate::maps::BOUND;
-use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, NO_SOCKET, Opened};
-use crate::task::{self, NOBODY};
+use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
+use crate::task;
 use crate::{bind, emit, filter};
 
 /// A listen(2) of the current task has returned.
 #[inline(never)]
 pub fn returned(opened: Option<Opened>, backlog: i32, result: i32) {
-    let mut task = NOBODY;
-    task::current(&mut task);
-    if !filter::task(&task) {
+    let mut task = MaybeUninit::uninit();
+    let task: &mut Task = zeroed(&mut task);
+    task::current(task);
+    if !filter::task(task) || opened.is_some_and(|opened| !sock::concerns_us(opened.sk)) {
         return;
     }
+    // First of all, as in `bind::returned`.
+    task::identify(task);
     let Some(opened) = opened else {
         // Without a socket there is neither an address nor a family to judge it by.
         if filter::result(result) && !filter::is_set(filters::PORT | filters::NETNS) {
-            task::identify(&task);
-            send(None, &task, &NO_SOCKET, backlog, result);
+            let mut none = MaybeUninit::uninit();
+            send(None, task, zeroed(&mut none), backlog, result);
         }
         return;
     };
-    let mut socket = NO_SOCKET;
-    sock::describe(opened.sk, opened.inode, &mut socket);
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe(opened.sk, opened.inode, socket);
     let wanted = match socket.family {
-        AF_INET | AF_INET6 => filter::socket(&socket),
+        AF_INET | AF_INET6 => filter::socket(socket),
         AF_UNIX => filter::is_set(filters::UNIX),
         _ => false,
     };
@@ -38,16 +44,15 @@ pub fn returned(opened: Option<Opened>, backlog: i32, result: i32) {
     }
     // listen(2) without bind(2) binds as well.
     if socket.family != AF_UNIX && result == 0 && BOUND.get_ptr(opened.sk).is_none() {
-        bind::remember(&socket, &task);
+        bind::remember(socket, task);
     }
     if !filter::result(result) {
         return;
     }
-    task::identify(&task);
     if socket.family == AF_UNIX {
-        send_unix(opened, &task, &socket, backlog, result);
+        send_unix(opened, task, socket, backlog, result);
     } else {
-        send(Some(opened), &task, &socket, backlog, result);
+        send(Some(opened), task, socket, backlog, result);
     }
 }
 
@@ -79,7 +84,7 @@ unsafe fn fill(record: *mut Listen, task: &Task, socket: &Socket, backlog: i32, 
         (*record).backlog = backlog;
         (*record).path_length = 0;
         (*record).reserved = 0;
-        (*record).device = [0; 16];
+        zero(&raw mut (*record).device);
     }
 }
 
@@ -92,7 +97,7 @@ fn send_unix(opened: Opened, task: &Task, socket: &Socket, backlog: i32, result:
     // SAFETY: the entry is reserved, writable memory of the right size.
     unsafe {
         fill(&raw mut (*record).listen, task, socket, backlog, result);
-        (*record).path = [0; UNIX_PATH + 4];
+        zero(&raw mut (*record).path);
         (*record).listen.path_length = unix_path((&raw mut (*record).path).cast(), opened.sk);
     }
     emit::submit(entry);

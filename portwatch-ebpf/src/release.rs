@@ -1,12 +1,14 @@
 //! The end of a bound socket.
 
-use portwatch_common::map::{Bound, filter as filters};
-use portwatch_common::record::{Release, Task, kind, task_flag};
+use core::mem::MaybeUninit;
 
-use crate::layout::{self, Address, read};
+use portwatch_common::map::{Bound, filter as filters};
+use portwatch_common::record::{Release, Socket, Task, kind, task_flag};
+
+use crate::layout::{self, Address, read, zeroed};
 use crate::maps::BOUND;
-use crate::sock::{self, IPPROTO_TCP, NO_SOCKET};
-use crate::task::{self, NOBODY};
+use crate::sock::{self, IPPROTO_TCP};
+use crate::task;
 use crate::{emit, filter};
 
 /// The last descriptor of a socket was closed, by the current task.
@@ -18,17 +20,18 @@ pub fn closed(sk: Address) {
     let Some(bound) = BOUND.get_ptr_mut(sk) else {
         return;
     };
-    let mut task = NOBODY;
-    task::current(&mut task);
-    task::identify(&task);
+    let mut task = MaybeUninit::uninit();
+    let task: &mut Task = zeroed(&mut task);
+    task::current(task);
+    task::identify(task);
     if read::<u16>(sk, &layout::SOCK_PROTOCOL) == IPPROTO_TCP {
         // SAFETY: the pointer is valid and aligned; nobody else closes this socket.
-        unsafe { (*bound).closer = task };
+        unsafe { emit::put(&raw mut (*bound).closer, task) };
         return;
     }
     // SAFETY: the pointer is valid and aligned for the program's duration.
     let bound = unsafe { &*bound };
-    send(sk, bound, &task);
+    send(sk, bound, task);
     let _ = BOUND.remove(sk);
 }
 
@@ -64,13 +67,14 @@ fn send(sk: Address, bound: &Bound, closer: &Task) {
     if filter::is_set(filters::FAILED) {
         return;
     }
-    let mut socket = NO_SOCKET;
-    sock::describe(sk, bound.inode, &mut socket);
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe(sk, bound.inode, socket);
     // A port that was not asked for by number is put back before the socket
     // is destroyed (`tcp_set_state`, net/ipv4/tcp.c).
     socket.local = bound.local;
     socket.local_port = bound.local_port;
-    if !filter::socket(&socket) {
+    if !filter::socket(socket) {
         return;
     }
     let Some(mut entry) = emit::reserve::<Release>(kind::RELEASE) else {
@@ -80,7 +84,7 @@ fn send(sk: Address, bound: &Bound, closer: &Task) {
     // SAFETY: the entry is reserved, writable memory of the right size.
     unsafe {
         emit::put(&raw mut (*record).task, closer);
-        emit::put(&raw mut (*record).socket, &socket);
+        emit::put(&raw mut (*record).socket, socket);
         (*record).bound_at = bound.bound_at;
         (*record).binder_tgid = bound.binder.tgid;
         (*record).reserved = 0;

@@ -1,13 +1,15 @@
 //! What existed before: every socket that a process has open, in every network namespace.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_seq_write};
 use portwatch_common::map::Bound;
-use portwatch_common::record::{Header, SnapshotEntry, Socket, kind};
+use portwatch_common::record::{SnapshotEntry, Socket, kind, task_flag};
 
-use crate::layout::{self, Address, read_bits};
+use crate::layout::{self, Address, read_bits, zeroed};
 use crate::maps::BOUND;
-use crate::sock::{self, AF_INET, AF_INET6, IPPROTO_TCP, NO_SOCKET};
-use crate::task::{self, NOBODY};
+use crate::sock::{self, AF_INET, AF_INET6, IPPROTO_TCP};
+use crate::{bind, task};
 
 const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
@@ -28,18 +30,12 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
     if family != AF_INET && family != AF_INET6 {
         return;
     }
-    let mut entry = SnapshotEntry {
-        header: Header {
-            kind: kind::SNAPSHOT,
-            reserved: 0,
-            // SAFETY: the helper has no preconditions.
-            time: unsafe { bpf_ktime_get_ns() },
-        },
-        task: NOBODY,
-        socket: NO_SOCKET,
-        descriptor,
-        bound: 0,
-    };
+    let mut entry = MaybeUninit::uninit();
+    let entry: &mut SnapshotEntry = zeroed(&mut entry);
+    entry.header.kind = kind::SNAPSHOT;
+    // SAFETY: the helper has no preconditions.
+    entry.header.time = unsafe { bpf_ktime_get_ns() };
+    entry.descriptor = descriptor;
     sock::describe(opened.sk, opened.inode, &mut entry.socket);
     if entry.socket.local_port == 0 {
         return;
@@ -53,7 +49,7 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
     unsafe {
         bpf_seq_write(
             seq.cast(),
-            (&raw const entry).cast(),
+            core::ptr::from_ref(entry).cast(),
             size_of::<SnapshotEntry>() as u32,
         );
     }
@@ -63,17 +59,12 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
 /// closed before it is in the map: no release is missed and none made up.
 #[inline(never)]
 fn remember(socket: &Socket) {
-    let bound = Bound {
-        binder: NOBODY,
-        closer: task::UNKNOWN,
-        bound_at: 0,
-        inode: socket.inode,
-        local: socket.local,
-        local_port: socket.local_port,
-        reserved: [0; 3],
-    };
+    let mut bound = MaybeUninit::uninit();
+    let bound: &mut Bound = zeroed(&mut bound);
+    bound.closer.flags = task_flag::UNKNOWN;
+    bind::describe(socket, bound);
     const BPF_NOEXIST: u64 = 1;
-    let _ = BOUND.insert(socket.address, &bound, BPF_NOEXIST);
+    let _ = BOUND.insert(socket.address, &*bound, BPF_NOEXIST);
 }
 
 /// Whether a socket with a port got it by bind(2) or listen(2), as far as the

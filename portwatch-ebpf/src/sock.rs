@@ -1,10 +1,11 @@
 //! From `struct sock` and its relatives to [`Socket`].
 
 use aya_ebpf::{Global, helpers::bpf_get_current_task};
-use portwatch_common::map::Endpoints;
+use portwatch_common::map::{Endpoints, filter as filters};
 use portwatch_common::record::{Socket, option};
 
-use crate::layout::{self, Address, read, read_at, read_bits, read_into};
+use crate::filter;
+use crate::layout::{self, Address, read, read_at, read_bits, read_into, zero};
 
 pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
@@ -14,26 +15,6 @@ pub const IPPROTO_TCP: u16 = 6;
 const SOCK_STREAM: u16 = 1;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
-
-/// A socket that is none: bind(2) was called on something else.
-pub const NO_SOCKET: Socket = Socket {
-    address: 0,
-    cookie: 0,
-    inode: 0,
-    local: [0; 16],
-    remote: [0; 16],
-    netns: 0,
-    device: 0,
-    family: 0,
-    protocol: 0,
-    sock_type: 0,
-    local_port: 0,
-    remote_port: 0,
-    options: 0,
-    state: 0,
-    substate: 0,
-    reserved: 0,
-};
 
 /// A socket that a descriptor leads to.
 #[derive(Clone, Copy)]
@@ -80,6 +61,17 @@ pub fn of_file(file: Address) -> Option<Opened> {
     })
 }
 
+/// Whether a `struct sock` is of a family that is told of: netlink and packet sockets are not,
+/// AF_UNIX if it was asked for.
+#[inline(always)]
+pub fn concerns_us(sk: Address) -> bool {
+    match family(sk) {
+        AF_INET | AF_INET6 => true,
+        AF_UNIX => filter::is_set(filters::UNIX),
+        _ => false,
+    }
+}
+
 /// The address family of a `struct sock`.
 #[inline(always)]
 pub fn family(sk: Address) -> u16 {
@@ -88,7 +80,8 @@ pub fn family(sk: Address) -> u16 {
 
 /// What a `struct sock` says of itself.
 ///
-/// By reference, here and elsewhere: a stack of 512 bytes has no room for copies.
+/// By reference, here and elsewhere: a stack of 512 bytes has no room for copies. `socket` must be
+/// all zeros before.
 #[inline(always)]
 pub fn describe(sk: Address, inode: u64, socket: &mut Socket) {
     describe_common(sk, socket);
@@ -113,7 +106,6 @@ pub fn describe_timewait(tw: Address, socket: &mut Socket) {
 #[inline(always)]
 fn describe_common(sk: Address, socket: &mut Socket) {
     let net: Address = read(sk, &layout::SOCK_NET);
-    *socket = NO_SOCKET;
     socket.address = sk;
     socket.cookie = read(sk, &layout::SOCK_COOKIE);
     socket.netns = read(net, &layout::NET_INUM);
@@ -190,7 +182,7 @@ pub fn endpoints(socket: &Socket) -> Endpoints {
 /// Reads the name of the interface with this index in a socket's network namespace; all zero if there is none.
 #[inline(always)]
 pub fn device_name(sk: Address, index: u32, into: &mut [u8; 16]) {
-    *into = [0; 16];
+    zero(core::ptr::from_mut(into));
     if index != 0 {
         find_device(sk, index, into);
     }

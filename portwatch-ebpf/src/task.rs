@@ -4,8 +4,8 @@
 //! from /proc afterwards is gone or another's.
 
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+    bpf_get_current_pid_tgid, bpf_get_current_task,
+    generated::{bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user},
 };
 use portwatch_common::field::ABSENT;
 use portwatch_common::map::identified;
@@ -30,12 +30,6 @@ pub const UNKNOWN: Task = Task {
     comm: [0; 16],
 };
 
-/// A task yet to be filled in; also who bound a socket before the trace.
-pub const NOBODY: Task = Task {
-    flags: 0,
-    ..UNKNOWN
-};
-
 #[inline(always)]
 fn start_of(task: Address) -> u64 {
     let leader: Address = read(task, &layout::TASK_LEADER);
@@ -51,7 +45,8 @@ pub fn current(into: &mut Task) {
     into.tgid = (ids >> 32) as u32;
     into.tid = ids as u32;
     common(task, into);
-    into.comm = bpf_get_current_comm().unwrap_or_default();
+    // SAFETY: `comm` is writable for its length, and zeroed by the helper if it fails.
+    unsafe { bpf_get_current_comm(into.comm.as_mut_ptr().cast(), into.comm.len() as u32) };
 }
 
 #[inline(always)]
@@ -210,15 +205,13 @@ unsafe fn ancestors(process: *mut Process, task: Address) {
         }
         // SAFETY: promised by the caller; `index` is within the array.
         unsafe {
-            (&raw mut (*process).ancestors)
+            let ancestor = (&raw mut (*process).ancestors)
                 .cast::<Ancestor>()
-                .add(index)
-                .write(Ancestor {
-                    start: read(leader, &layout::TASK_START),
-                    tgid,
-                    reserved: 0,
-                    comm: read(leader, &layout::TASK_COMM),
-                });
+                .add(index);
+            (*ancestor).start = read(leader, &layout::TASK_START);
+            (*ancestor).tgid = tgid;
+            (*ancestor).reserved = 0;
+            read_into(&mut (*ancestor).comm, leader, &layout::TASK_COMM);
         }
         count = index as u32 + 1;
         task = leader;

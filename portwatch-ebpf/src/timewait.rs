@@ -6,14 +6,16 @@
 //! timer cancels and starts it; cancelling also comes just before expiry.
 //! What the sequence means is for the user side to say.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_jiffies64};
 use portwatch_common::map::{Cancelled, Peer, filter as filters};
 use portwatch_common::record::{Socket, Task, Timewait, cancel, kind, task_flag};
 
-use crate::layout::{self, Address, read};
+use crate::layout::{self, Address, read, zeroed};
 use crate::maps::{CANCELLED, CLOSERS, CONNECTING};
-use crate::sock::{self, NO_SOCKET};
-use crate::task::{self, NOBODY};
+use crate::sock::{self};
+use crate::task;
 use crate::{emit, filter, release};
 
 // enum in include/net/tcp_states.h
@@ -42,11 +44,13 @@ pub fn state_changed(sk: Address, old: i32, new: i32) {
 
 #[inline(always)]
 fn connecting(sk: Address) {
-    let mut task = NOBODY;
-    task::current(&mut task);
-    task::identify(&task);
-    let mut socket = NO_SOCKET;
-    sock::describe(sk, 0, &mut socket);
+    let mut task = MaybeUninit::uninit();
+    let task: &mut Task = zeroed(&mut task);
+    task::current(task);
+    task::identify(task);
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe(sk, 0, socket);
     let peer = Peer {
         remote: socket.remote,
         netns: socket.netns,
@@ -58,22 +62,24 @@ fn connecting(sk: Address) {
 
 #[inline(always)]
 fn closing(sk: Address, new: i32) {
-    let mut task = NOBODY;
-    task::current(&mut task);
-    task::identify(&task);
-    release::closing(sk, &task);
+    let mut task = MaybeUninit::uninit();
+    let task: &mut Task = zeroed(&mut task);
+    task::current(task);
+    task::identify(task);
+    release::closing(sk, task);
     if new != TCP_FIN_WAIT1 {
         return;
     }
-    let mut socket = NO_SOCKET;
-    sock::describe(sk, 0, &mut socket);
-    let endpoints = sock::endpoints(&socket);
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe(sk, 0, socket);
+    let endpoints = sock::endpoints(socket);
     // A subflow of MPTCP is closed by a worker of the kernel; the socket of
     // which it is a part has gone before it, with the same endpoints.
     if task.flags & task_flag::KERNEL_THREAD != 0 && CLOSERS.get_ptr(&endpoints).is_some() {
         return;
     }
-    let _ = CLOSERS.insert(&endpoints, &task, 0);
+    let _ = CLOSERS.insert(&endpoints, task, 0);
 }
 
 /// The timewait socket that a timer belongs to.
@@ -90,12 +96,13 @@ fn wanted(socket: &Socket) -> bool {
 /// A timewait socket's timer was armed.
 #[inline(always)]
 pub fn started(timer: Address) {
-    let mut socket = NO_SOCKET;
-    sock::describe_timewait(of_timer(timer), &mut socket);
-    if !wanted(&socket) {
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe_timewait(of_timer(timer), socket);
+    if !wanted(socket) {
         return;
     }
-    let endpoints = sock::endpoints(&socket);
+    let endpoints = sock::endpoints(socket);
     let closer = match CLOSERS.get_ptr(&endpoints) {
         // SAFETY: the pointer is valid and aligned for the program's duration.
         Some(closer) => unsafe { *closer },
@@ -110,7 +117,7 @@ pub fn started(timer: Address) {
     send(
         kind::TIMEWAIT_START,
         &closer,
-        &socket,
+        socket,
         expires.saturating_sub(now),
         cancel::UNKNOWN,
     );
@@ -120,16 +127,17 @@ pub fn started(timer: Address) {
 #[inline(always)]
 pub fn cancelled(timer: Address) {
     let tw = of_timer(timer);
-    let mut socket = NO_SOCKET;
-    sock::describe_timewait(tw, &mut socket);
-    if !wanted(&socket) {
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe_timewait(tw, socket);
+    if !wanted(socket) {
         return;
     }
     if let Some(slot) = CANCELLED.get_ptr_mut(0) {
         // SAFETY: the pointer is valid and aligned; timers are cancelled with interrupts off.
         unsafe {
             slot.write(Cancelled {
-                endpoints: sock::endpoints(&socket),
+                endpoints: sock::endpoints(socket),
                 address: tw,
                 time: bpf_ktime_get_ns(),
             });
@@ -138,9 +146,9 @@ pub fn cancelled(timer: Address) {
     send(
         kind::TIMEWAIT_CANCEL,
         &task::UNKNOWN,
-        &socket,
+        socket,
         0,
-        reason(tw, &socket),
+        reason(tw, socket),
     );
 }
 
@@ -172,13 +180,14 @@ fn reason(tw: Address, socket: &Socket) -> u32 {
 /// A timewait socket's timer has expired.
 #[inline(always)]
 pub fn expired(timer: Address) {
-    let mut socket = NO_SOCKET;
-    sock::describe_timewait(of_timer(timer), &mut socket);
-    if wanted(&socket) {
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe_timewait(of_timer(timer), socket);
+    if wanted(socket) {
         send(
             kind::TIMEWAIT_EXPIRE,
             &task::UNKNOWN,
-            &socket,
+            socket,
             0,
             cancel::UNKNOWN,
         );
@@ -210,13 +219,14 @@ pub fn requested(timer: Address) {
     {
         return;
     }
-    let mut socket = NO_SOCKET;
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
     socket.address = cancelled.address;
     cancelled.address = 0;
     send(
         kind::TIMEWAIT_REUSE,
         &task::UNKNOWN,
-        &socket,
+        socket,
         0,
         cancel::REUSED,
     );

@@ -16,7 +16,11 @@ impl Log for Print {
     }
 
     fn log(&self, record: &Record<'_>) {
-        eprintln!("portwatch: kernel side: {}: {}", record.level(), record.args());
+        eprintln!(
+            "portwatch: kernel side: {}: {}",
+            record.level(),
+            record.args()
+        );
     }
 
     fn flush(&self) {}
