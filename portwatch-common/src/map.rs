@@ -87,6 +87,10 @@ pub mod filter {
     pub const UNIX: u32 = 1 << 4;
     /// Only failures of bind and listen.
     pub const FAILED: u32 = 1 << 5;
+    /// Bound sockets need not be followed: nobody wants to know of their end.
+    pub const FOLLOW_NONE: u32 = 1 << 6;
+    /// Only bound TCP sockets can be followed: no hook tells of the end of others.
+    pub const FOLLOW_TCP: u32 = 1 << 7;
 }
 
 /// Values of the map `IDENTIFIED`, by `tgid`: what the user side knows of a process.

@@ -98,6 +98,10 @@ pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i
 /// Remembers a bound socket and who bound it, so that its end will be seen.
 #[inline(never)]
 pub fn remember(socket: &Socket, task: &Task) {
+    // One whose end will not be seen would stay for ever.
+    if !filter::follows(socket) {
+        return;
+    }
     let mut bound = MaybeUninit::uninit();
     let bound: &mut Bound = zeroed(&mut bound);
     // SAFETY: both are valid and aligned.

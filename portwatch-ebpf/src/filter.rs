@@ -4,6 +4,7 @@ use portwatch_common::map::{control, filter};
 use portwatch_common::record::{Requested, Socket, Task};
 
 use crate::maps::{CONTROL, NETNS, PIDS, PORTS, UIDS};
+use crate::sock::IPPROTO_TCP;
 
 /// Whether a filter is set.
 #[inline(always)]
@@ -44,6 +45,12 @@ pub fn task(task: &Task) -> bool {
 pub fn bind(requested: &Requested, socket: &Socket) -> bool {
     (!is_set(filter::PORT) || port_wanted(requested.port) || port_wanted(socket.local_port))
         && netns(socket.netns)
+}
+
+/// Whether a bound socket is to be followed until its end.
+#[inline(always)]
+pub fn follows(socket: &Socket) -> bool {
+    !is_set(filter::FOLLOW_NONE) && (!is_set(filter::FOLLOW_TCP) || socket.protocol == IPPROTO_TCP)
 }
 
 /// Whether an outcome passes.

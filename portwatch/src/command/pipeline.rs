@@ -122,7 +122,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
         identified,
         to_attribute,
     ));
-    spawn_finder(&plan.snapshot, inputs.clone());
+    spawn_finder(&plan.snapshot, inputs.clone(), stopped.clone());
     let streaming = tokio::spawn({
         let (stopped, backend) = (stopped.clone(), Arc::clone(&plan.backend));
         async move {
@@ -216,7 +216,7 @@ async fn output_closed() {
 }
 
 /// Reads from `/proc` who held sockets before, beside the stream: there may be thousands.
-fn spawn_finder(snapshot: &Snapshot, inputs: mpsc::Sender<Input>) {
+fn spawn_finder(snapshot: &Snapshot, inputs: mpsc::Sender<Input>, stopped: watch::Receiver<bool>) {
     let pids: std::collections::BTreeSet<u32> =
         snapshot.held.iter().map(|held| held.tgid).collect();
     tokio::task::spawn_blocking(move || {
@@ -226,7 +226,7 @@ fn spawn_finder(snapshot: &Snapshot, inputs: mpsc::Sender<Input>) {
                 .iter()
                 .filter_map(|pid| process::from_proc(Path::new("/proc"), *pid))
                 .collect();
-            if inputs.blocking_send(Input::Found(found)).is_err() {
+            if *stopped.borrow() || inputs.blocking_send(Input::Found(found)).is_err() {
                 return;
             }
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args, ValueEnum};
-use portwatch_common::map::FILTER_CAPACITY;
+use portwatch_common::map::{FILTER_CAPACITY, filter as bit};
 
 use super::{Usage, pipeline, value};
 use crate::event::{Body, Event, Missing, Start};
@@ -394,6 +394,13 @@ fn apply_filters(
     for (index, word) in words {
         map.set(index, word, 0)?;
     }
-    control.set_filters(filter.in_kernel())?;
+    let mut bits = filter.in_kernel();
+    if !(filter.wants(Kind::Release) || filter.wants(Kind::Timewait)) {
+        bits |= bit::FOLLOW_NONE;
+    }
+    if !backend.has("sock_release") {
+        bits |= bit::FOLLOW_TCP;
+    }
+    control.set_filters(bits)?;
     Ok(())
 }

@@ -166,6 +166,7 @@ impl Backend {
         let (settings, symbols) = Settings::resolve(&btf);
         drop(btf);
 
+        unlock_memory();
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::DISABLE);
         loader.map_max_entries("EVENTS", buffer);
@@ -544,6 +545,14 @@ impl SystemCalls {
             ignore: 0,
         }
     }
+}
+
+/// Before 5.11 BPF maps count as locked memory, of which little is allowed by default. Where it is
+/// needed and not permitted, creating the maps fails, and says so.
+fn unlock_memory() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 }
 
 /// Loads a program, and makes an error of what the kernel says without the verifier's whole log.
