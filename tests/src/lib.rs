@@ -1,1 +1,165 @@
-//! Scenarios.
+//! What the scenarios are made of: a trace of this host, network namespaces of
+//! their own, processes that do as they are told, and the comparison of whole
+//! events.
+//!
+//! Nothing here sleeps. What has to have happened is waited for as the event or
+//! the line that says so; the time limits only keep a failure from hanging.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a support library of tests: what cannot go on panics"
+)]
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::RwLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+pub mod actor;
+pub mod expect;
+pub mod identity;
+pub mod netns;
+pub mod scenario;
+pub mod socket;
+pub mod trace;
+
+pub use actor::Actor;
+pub use identity::Identity;
+pub use netns::Netns;
+pub use scenario::Scenario;
+pub use socket::Socket;
+pub use trace::Trace;
+
+/// How long anything may take before it has failed.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// Between fork and exec a child has a copy of every descriptor, and whoever
+/// closes the last one is told as who released the socket: while a test closes
+/// descriptors no child may be made.
+pub(crate) static FORKING: RwLock<()> = RwLock::new(());
+
+/// Starts a program; when this returns the child has executed it.
+pub fn spawn(command: &mut Command) -> Child {
+    let _alone = FORKING.write().unwrap_or_else(|lock| lock.into_inner());
+    match command.spawn() {
+        Ok(child) => child,
+        Err(error) => panic!("cannot start {command:?}: {error}"),
+    }
+}
+
+/// A program that is killed when nobody waits for its end any more.
+pub struct Program(Child);
+
+/// Starts a program as [`spawn`] does.
+pub fn start(command: &mut Command) -> Program {
+    Program(spawn(command))
+}
+
+impl std::ops::Deref for Program {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Program {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Of one that has been waited for already this does nothing.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The portwatch that is tested.
+pub fn portwatch() -> PathBuf {
+    std::env::var_os("PORTWATCH_BIN").map_or_else(
+        || {
+            let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+            PathBuf::from(repository).join("target/release/portwatch")
+        },
+        PathBuf::from,
+    )
+}
+
+/// Sends a signal to a child that has not been waited for.
+pub fn signal(child: &Child, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, signal).unwrap();
+}
+
+/// Waits for a child's end, which must come within the time limit.
+pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
+    let (say, said) = channel();
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let status = child.wait().unwrap();
+            let _ = say.send(status);
+        });
+        match said.recv_timeout(limit) {
+            Ok(status) => status,
+            Err(_) => {
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                panic!("process {pid} did not end within {limit:?}");
+            }
+        }
+    })
+}
+
+/// How a process ended, in words.
+pub fn ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Lines that a process prints, read beside it.
+pub struct Printed(Receiver<Vec<u8>>);
+
+impl Printed {
+    /// The lines of a pipe.
+    pub fn of(pipe: impl Read + Send + 'static) -> Self {
+        let (say, said) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                if say.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self(said)
+    }
+
+    /// The next line; nothing at the end.
+    pub fn next(&self) -> Option<String> {
+        match self.0.recv_timeout(LIMIT) {
+            Ok(line) => Some(String::from_utf8_lossy(&line).into_owned()),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("no line within {LIMIT:?}"),
+        }
+    }
+
+    /// All lines up to the end.
+    pub fn rest(&self) -> Vec<String> {
+        std::iter::from_fn(|| self.next()).collect()
+    }
+}
+
+/// Inode number of an open file.
+pub fn inode(file: &File) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    file.metadata().unwrap().ino()
+}

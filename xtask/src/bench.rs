@@ -40,7 +40,7 @@ pub fn bench(args: &Args) -> Result<()> {
     let binary = build_portwatch()?;
     let mut command = cargo();
     command
-        .args(["run", "--quiet", "--release", "--locked"])
+        .args(["run", "--quiet", "--profile", "tests", "--locked"])
         .args(root.cargo_runner())
         .args(["-p", "portwatch-tests", "--bin", "bench", "--"])
         .args(&args.arguments)

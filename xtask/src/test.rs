@@ -87,7 +87,7 @@ impl Level {
                 provide(HOST_PROGRAMS)?;
                 let binary = build_portwatch()?;
                 command
-                    .args(["-p", "portwatch-tests", "--release"])
+                    .args(["-p", "portwatch-tests", "--profile", "tests"])
                     .args(root.cargo_runner())
                     .env("PORTWATCH_BIN", binary);
             }

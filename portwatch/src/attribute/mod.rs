@@ -79,9 +79,9 @@ impl Listeners {
 }
 
 impl Attribution {
-    /// Begins with what was lost before the stream began, and what existed before.
+    /// Begins with what existed before.
     #[must_use]
-    pub fn new(losses: Losses, held: &[Held]) -> Self {
+    pub fn new(held: &[Held]) -> Self {
         let mut listeners = Listeners::default();
         for held in held.iter().filter(|held| held.listening) {
             if let Some(address) = held.address {
@@ -94,7 +94,8 @@ impl Attribution {
             containers: Containers::new("/".as_ref()),
             timewaits: Timewaits::default(),
             listeners,
-            losses,
+            // What was lost since the hooks are in place is lost to the stream.
+            losses: Losses::default(),
             undecoded: 0,
             clock: Clock::now(),
             clock_read: Instant::now(),

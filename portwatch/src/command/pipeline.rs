@@ -78,6 +78,12 @@ enum Input {
     Found(Vec<Found>),
 }
 
+impl From<Batch> for Input {
+    fn from(batch: Batch) -> Self {
+        Self::Batch(batch)
+    }
+}
+
 /// Runs the stages until the end: a signal, the duration, the count, or that nobody reads any more.
 ///
 /// # Errors
@@ -114,31 +120,34 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     let (inputs, to_attribute) = mpsc::channel::<Input>(BATCHES);
 
     let identified = Arc::get_mut(&mut plan.backend).and_then(Backend::take_identified);
-    let attribution = Attribution::new(plan.backend.losses(), &plan.snapshot.held);
+    let attribution = Attribution::new(&plan.snapshot.held);
     let attributing = tokio::spawn(attribute(
         attribution,
-        Emission::new(plan.filter, plan.count, events, Arc::clone(&stop)),
+        Emission {
+            filter: plan.filter,
+            left: plan.count,
+            events,
+            unwritten: Arc::clone(&unwritten),
+            stop: Arc::clone(&stop),
+            counts: BTreeMap::new(),
+            failed: 0,
+            lost: BTreeMap::new(),
+            begin: clock::monotonic(),
+        },
         plan.start,
         identified,
         to_attribute,
     ));
+    let backend = Arc::clone(&plan.backend);
     spawn_finder(&plan.snapshot, inputs.clone(), stopped.clone());
     let streaming = tokio::spawn({
         let (stopped, backend) = (stopped.clone(), Arc::clone(&plan.backend));
         async move {
-            let (batches, mut drained) = mpsc::channel::<Batch>(1);
-            let forward = async {
-                if let Some(first) = plan.first {
-                    let _ = inputs.send(Input::Batch(first)).await;
-                }
-                while let Some(batch) = drained.recv().await {
-                    if inputs.send(Input::Batch(batch)).await.is_err() {
-                        break;
-                    }
-                }
-            };
-            let run = stream::run(plan.ring, plan.control, &backend, batches, stopped);
-            tokio::join!(run, forward).0
+            if let Some(first) = plan.first {
+                // Nobody takes it only where everything has ended already.
+                let _ = inputs.send(first.into()).await;
+            }
+            stream::run(plan.ring, plan.control, &backend, inputs, stopped).await
         }
     });
 
@@ -162,10 +171,14 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     tokio::select! {
         result = finish(streaming, attributing, written) => result,
         _ = interrupt.recv() => Ok(ExitCode::from(130)),
-        () = stalled(&unwritten) => anyhow::bail!(
-            "{} events are not written: standard output is not being read",
-            unwritten.load(Ordering::Relaxed)
-        ),
+        () = stalled(&unwritten) => {
+            let events = unwritten.load(Ordering::Relaxed);
+            let records: u64 = backend.losses().ring.values().sum();
+            anyhow::bail!(
+                "standard output is not being read: at least {events} events are not written, \
+                 and {records} records did not fit into the ring buffer"
+            )
+        }
     }
 }
 
@@ -267,6 +280,7 @@ struct Emission {
     filter: Filter,
     left: Option<u64>,
     events: mpsc::Sender<Vec<Event>>,
+    unwritten: Arc<AtomicU64>,
     stop: Arc<watch::Sender<bool>>,
     counts: BTreeMap<&'static str, u64>,
     failed: u64,
@@ -275,24 +289,6 @@ struct Emission {
 }
 
 impl Emission {
-    fn new(
-        filter: Filter,
-        count: Option<u64>,
-        events: mpsc::Sender<Vec<Event>>,
-        stop: Arc<watch::Sender<bool>>,
-    ) -> Self {
-        Self {
-            filter,
-            left: count,
-            events,
-            stop,
-            counts: BTreeMap::new(),
-            failed: 0,
-            lost: BTreeMap::new(),
-            begin: clock::monotonic(),
-        }
-    }
-
     /// Hands on those that pass, and empties `events`.
     async fn emit(&mut self, events: &mut Vec<Event>) {
         events.retain(|event| self.keep(&event.body));
@@ -329,6 +325,8 @@ impl Emission {
     }
 
     async fn send(&self, events: Vec<Event>) {
+        self.unwritten
+            .fetch_add(events.len() as u64, Ordering::Relaxed);
         // The writing stage ends early only when nobody reads; then everything ends.
         let _ = self.events.send(events).await;
     }
@@ -364,14 +362,12 @@ fn spawn_writer(
                 let Some(batch) = events.blocking_recv() else {
                     break Ok(());
                 };
-                let count = batch.len() as u64;
-                unwritten.fetch_add(count, Ordering::Relaxed);
                 match writer.write(&batch) {
                     Ok(Reader::Reads) => {}
                     Ok(Reader::Gone) => break Ok(()),
                     Err(error) => break Err(error),
                 }
-                unwritten.fetch_sub(count, Ordering::Relaxed);
+                unwritten.fetch_sub(batch.len() as u64, Ordering::Relaxed);
             };
             unwritten.store(0, Ordering::Relaxed);
             let _ = stop.send(true);

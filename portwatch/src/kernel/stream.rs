@@ -78,15 +78,16 @@ fn put(block: &mut BytesMut, record: &[u8]) {
 }
 
 /// Drains until told to stop, then once more until the ring buffer is empty.
+/// The batches go to the next stage as whatever that takes.
 ///
 /// # Errors
 ///
 /// If the ring buffer cannot be waited for.
-pub async fn run(
+pub async fn run<T: From<Batch>>(
     ring: RingBuf<MapData>,
     mut control: Control,
     backend: &Backend,
-    batches: mpsc::Sender<Batch>,
+    batches: mpsc::Sender<T>,
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     // SAFETY: the ring buffer owns its descriptor, which is the same until it is dropped.
@@ -104,7 +105,9 @@ pub async fn run(
             counted = Instant::now();
         }
         let empty = drained.block.is_empty();
-        if (!empty || behind || drained.losses.is_some()) && batches.send(drained).await.is_err() {
+        if (!empty || behind || drained.losses.is_some())
+            && batches.send(drained.into()).await.is_err()
+        {
             // The stages behind have ended.
             return Ok(());
         }

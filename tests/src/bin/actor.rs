@@ -1,0 +1,226 @@
+//! A process for the scenarios: it says `started`, waits for a line, and then
+//! does the steps that its arguments say, in their order.
+//!
+//! Sockets are kept on a stack; a step concerns the one on top.
+//!
+//! | step | what it does |
+//! |---|---|
+//! | `socket=KIND` | pushes one: tcp4, tcp6, udp4, udp6, mptcp4 |
+//! | `take=N` | pushes the descriptor N, which was inherited |
+//! | `set=OPTION` | reuseaddr, reuseport, v6only |
+//! | `bind=ADDRESS`, `bind?=ADDRESS` | bind(2); with `?` it may fail |
+//! | `listen` | listen(2) |
+//! | `connect=ADDRESS` | connect(2) |
+//! | `accept` | pushes what accept(2) gives |
+//! | `shutdown` | shutdown(2) of the sending half |
+//! | `close` | pops one and closes it |
+//! | `swap` | exchanges the upper two |
+//! | `keep` | lets a program that is executed have it |
+//! | `port`, `pid` | prints the local port, the pid |
+//! | `say=WORD`, `wait` | prints a line, reads a line |
+//! | `uid=N`, `gid=N` | setresuid(2), setresgid(2) |
+//! | `comm=NAME` | names the thread |
+//! | `title=TEXT` | writes over the arguments in memory |
+//! | `unshare=pid`, `unshare=net` | what is forked is in a new one; a new one |
+//! | `fork … end` | a child does the steps between and exits |
+//! | `thread … end` | a thread does the steps between |
+//! | `repeat=N … end` | does the steps between N times |
+//! | `reap` | waits for the child |
+//! | `exec=PROGRAM …` | executes it with all that follows as arguments, its own name first |
+//! | `--` | ends the steps |
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of tests: what cannot go on panics"
+)]
+
+use std::ffi::{CString, OsString};
+use std::io::Write as _;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Gid, Pid, Uid, execv, fork, setresgid, setresuid};
+use portwatch_tests::Socket;
+use portwatch_tests::socket::{REUSEADDR, REUSEPORT, V6ONLY, address};
+
+fn main() {
+    say("started");
+    wait_for_line();
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let end = arguments.iter().position(|argument| argument == "--");
+    let steps = &arguments[..end.unwrap_or(arguments.len())];
+    Player::default().play(steps);
+}
+
+#[derive(Default)]
+struct Player {
+    sockets: Vec<Socket>,
+    child: Option<Pid>,
+}
+
+/// Unbuffered, because children share the descriptor.
+fn wait_for_line() {
+    let mut byte = [0];
+    loop {
+        let read = nix::unistd::read(std::io::stdin(), &mut byte).unwrap();
+        if read == 0 || byte == *b"\n" {
+            return;
+        }
+    }
+}
+
+fn say(line: impl std::fmt::Display) {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{line}").unwrap();
+    output.flush().unwrap();
+}
+
+/// The steps up to the `end` of a block, and those behind it.
+fn block(steps: &[OsString]) -> (&[OsString], &[OsString]) {
+    let mut depth = 1;
+    for (index, step) in steps.iter().enumerate() {
+        match step.as_bytes() {
+            b"fork" | b"thread" => depth += 1,
+            step if step.starts_with(b"repeat=") => depth += 1,
+            b"end" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return (&steps[..index], &steps[index + 1..]);
+        }
+    }
+    panic!("a block without its end");
+}
+
+impl Player {
+    fn top(&self) -> &Socket {
+        self.sockets.last().unwrap()
+    }
+
+    fn play(&mut self, mut steps: &[OsString]) {
+        while let [step, rest @ ..] = steps {
+            steps = rest;
+            let step = step.as_bytes();
+            let (verb, value) = match step.iter().position(|byte| *byte == b'=') {
+                Some(at) => (&step[..at], &step[at + 1..]),
+                None => (step, &b""[..]),
+            };
+            let verb = std::str::from_utf8(verb).unwrap();
+            match verb {
+                "fork" | "thread" | "repeat" => {
+                    let (inner, behind) = block(rest);
+                    self.block(verb, value, inner);
+                    steps = behind;
+                }
+                "exec" => exec(value, rest),
+                _ => self.step(verb, value),
+            }
+        }
+    }
+
+    fn block(&mut self, verb: &str, value: &[u8], inner: &[OsString]) {
+        match verb {
+            // SAFETY: there is one thread here.
+            "fork" => match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    self.play(inner);
+                    std::process::exit(0);
+                }
+                ForkResult::Parent { child } => self.child = Some(child),
+            },
+            "thread" => std::thread::scope(|scope| {
+                scope.spawn(|| self.play(inner));
+            }),
+            _ => {
+                let times: u32 = String::from_utf8_lossy(value).parse().unwrap();
+                for _ in 0..times {
+                    self.play(inner);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, verb: &str, value: &[u8]) {
+        let text = String::from_utf8_lossy(value);
+        match verb {
+            "socket" => self.sockets.push(Socket::by_name(&text)),
+            "take" => {
+                // SAFETY: whoever executed this program left the descriptor for it.
+                let taken = unsafe { OwnedFd::from_raw_fd(text.parse().unwrap()) };
+                self.sockets.push(taken.into());
+            }
+            "set" => self.top().set(match &*text {
+                "reuseaddr" => REUSEADDR,
+                "reuseport" => REUSEPORT,
+                "v6only" => V6ONLY,
+                other => panic!("there is no option {other}"),
+            }),
+            "bind" => self.top().bind(&text).unwrap(),
+            "bind?" => drop(self.top().bind(&text)),
+            "listen" => self.top().listen(16).unwrap(),
+            "connect" => self.top().connect(address(&text)).unwrap(),
+            "accept" => {
+                let accepted = self.top().accept().unwrap();
+                self.sockets.push(accepted);
+            }
+            "shutdown" => self.top().shutdown(),
+            "close" => drop(self.sockets.pop()),
+            "swap" => {
+                let count = self.sockets.len();
+                self.sockets.swap(count - 1, count - 2);
+            }
+            "keep" => {
+                self.top().keep();
+                say(self.top().number());
+            }
+            "port" => say(self.top().local().port()),
+            "pid" => say(std::process::id()),
+            "say" => say(text),
+            "wait" => wait_for_line(),
+            "uid" => {
+                let uid = Uid::from_raw(text.parse().unwrap());
+                setresuid(uid, uid, uid).unwrap();
+            }
+            "gid" => {
+                let gid = Gid::from_raw(text.parse().unwrap());
+                setresgid(gid, gid, gid).unwrap();
+            }
+            "comm" => std::fs::write("/proc/thread-self/comm", value).unwrap(),
+            "title" => write_title(value),
+            "unshare" => unshare(match &*text {
+                "pid" => CloneFlags::CLONE_NEWPID,
+                "net" => CloneFlags::CLONE_NEWNET,
+                other => panic!("there is no namespace {other}"),
+            })
+            .unwrap(),
+            "reap" => drop(waitpid(self.child.take(), None).unwrap()),
+            other => panic!("there is no step {other}"),
+        }
+    }
+}
+
+fn exec(program: &[u8], arguments: &[OsString]) {
+    let program = CString::new(program).unwrap();
+    let arguments = arguments.iter().cloned().map(OsString::into_vec);
+    let arguments: Vec<_> = arguments
+        .map(|bytes| CString::new(bytes).unwrap())
+        .collect();
+    let Err(error) = execv(&program, &arguments);
+    panic!("{program:?}: {error}");
+}
+
+/// Writes a text over the arguments and fills the rest with NULs, as setproctitle(3) does.
+fn write_title(text: &[u8]) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<_> = fields.split_ascii_whitespace().collect();
+    let field = |number: usize| fields[number - 3].parse::<usize>().unwrap();
+    let (begin, end) = (field(48), field(49));
+    let memory = std::ptr::with_exposed_provenance_mut::<u8>(begin);
+    // SAFETY: the kernel put the arguments there for this process to write to; nobody else does.
+    let memory = unsafe { std::slice::from_raw_parts_mut(memory, end - begin) };
+    memory.fill(0);
+    memory[..text.len()].copy_from_slice(text);
+}

@@ -1,0 +1,217 @@
+//! Network namespaces of a test's own.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::panic::resume_unwind;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::gettid;
+
+use crate::{FORKING, LIMIT, spawn};
+
+// enum in include/net/tcp_states.h
+const TCP_FIN_WAIT2: u8 = 5;
+
+/// Name of the threads that act in a namespace.
+pub const COMM: &str = "pw-scenario";
+
+nix::ioctl_write_ptr_bad!(
+    /// Sets an interface's flags.
+    set_flags,
+    libc::SIOCSIFFLAGS,
+    libc::ifreq
+);
+
+/// A network namespace with its loopback up.
+pub struct Netns {
+    namespace: Mutex<Option<Arc<File>>>,
+    inode: u32,
+    threads: Mutex<Vec<u32>>,
+}
+
+impl Default for Netns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Netns {
+    /// A new one.
+    pub fn new() -> Self {
+        let namespace = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            loopback(true);
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let namespace = namespace.join().unwrap();
+        let inode = u32::try_from(crate::inode(&namespace)).unwrap();
+        Self {
+            namespace: Mutex::new(Some(Arc::new(namespace))),
+            inode,
+            threads: Mutex::default(),
+        }
+    }
+
+    /// Its inode number.
+    pub fn inode(&self) -> u32 {
+        self.inode
+    }
+
+    /// The file that keeps it.
+    pub fn file(&self) -> Arc<File> {
+        let file = self.namespace.lock().unwrap().clone();
+        file.expect("the namespace was let go")
+    }
+
+    /// Lets it go: it is taken down once no process and no socket is in it.
+    pub fn let_go(&self) {
+        *self.namespace.lock().unwrap() = None;
+    }
+
+    /// The threads that have acted in it.
+    pub fn threads(&self) -> Vec<u32> {
+        self.threads.lock().unwrap().clone()
+    }
+
+    /// Acts in the namespace, in a thread of its own. No process is started meanwhile, so what is
+    /// closed here is closed by the last who has it; and so it must not start one.
+    pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let _no_fork = FORKING.read().unwrap_or_else(|lock| lock.into_inner());
+        self.run_while_forking(act)
+    }
+
+    /// Acts in the namespace while processes may be started: for what takes long and closes no
+    /// socket that matters.
+    pub fn run_while_forking<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let namespace = self.file();
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name(COMM.to_owned());
+            let acting = thread.spawn_scoped(scope, || {
+                setns(&*namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                let tid = gettid().as_raw().cast_unsigned();
+                self.threads.lock().unwrap().push(tid);
+                act()
+            });
+            match acting.unwrap().join() {
+                Ok(result) => result,
+                Err(panic) => resume_unwind(panic),
+            }
+        })
+    }
+
+    /// A program that will run in the namespace.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        let namespace = self.file();
+        // SAFETY: between fork and exec only setns(2) is called.
+        unsafe {
+            command.pre_exec(move || {
+                setns(&*namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
+            });
+        }
+        command
+    }
+
+    /// Runs `ip` of iproute2.
+    pub fn ip(&self, arguments: &str) {
+        let mut command = self.command("ip");
+        command.args(arguments.split(' '));
+        let status = spawn(&mut command).wait().unwrap();
+        assert!(status.success(), "ip {arguments}: {status}");
+    }
+
+    /// Sets a sysctl of the namespace, by its path below `/proc/sys/net`.
+    pub fn sysctl(&self, path: &str, value: &str) {
+        let path = format!("/proc/sys/net/{path}");
+        self.run(|| {
+            if let Err(error) = std::fs::write(&path, value) {
+                panic!("{path}: {error}");
+            }
+        });
+    }
+
+    /// Takes the loopback up or down.
+    pub fn loopback(&self, up: bool) {
+        self.run(|| loopback(up));
+    }
+
+    /// Waits until a TCP socket with this local and remote port is in FIN_WAIT2: the peer knows of
+    /// its close. `table` is `tcp`, or `tcp6` for a socket of IPv6.
+    pub fn wait_for_fin_wait2(&self, table: &str, ports: (u16, u16)) {
+        self.wait_for_socket(table, ports, |state| state == Some(TCP_FIN_WAIT2));
+    }
+
+    /// Waits until there is no TCP socket with this local and remote port.
+    pub fn wait_for_none(&self, table: &str, ports: (u16, u16)) {
+        self.wait_for_socket(table, ports, |state| state.is_none());
+    }
+
+    /// Looks until what is seen of the socket is right: nothing tells of these states.
+    fn wait_for_socket(
+        &self,
+        table: &str,
+        ports: (u16, u16),
+        right: impl Fn(Option<u8>) -> bool + Sync,
+    ) {
+        let begin = Instant::now();
+        self.run_while_forking(|| {
+            loop {
+                let sockets = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+                let sockets = sockets.unwrap();
+                let state = sockets.lines().find_map(|line| state_of(line, ports));
+                if right(state) {
+                    return;
+                }
+                assert!(
+                    begin.elapsed() < LIMIT,
+                    "the socket with ports {ports:?} does not get on:\n{sockets}"
+                );
+                thread::yield_now();
+            }
+        });
+    }
+}
+
+impl Drop for Netns {
+    /// Keeps the namespace until this process ends: its number would be given to the next one, of
+    /// which the last events of this one would seem to be.
+    fn drop(&mut self) {
+        if let Ok(Some(namespace)) = self.namespace.get_mut() {
+            std::mem::forget(Arc::clone(namespace));
+        }
+    }
+}
+
+/// The state in a line of `/proc/net/tcp` that is of a socket with these ports.
+fn state_of(line: &str, ports: (u16, u16)) -> Option<u8> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let mut port = || {
+        let (_, port) = fields.next()?.rsplit_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    };
+    if (port()?, port()?) != ports {
+        return None;
+    }
+    u8::from_str_radix(fields.next()?, 16).ok()
+}
+
+fn loopback(up: bool) {
+    let socket = crate::Socket::udp4();
+    // SAFETY: an ifreq of zeros is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    let flags = if up {
+        libc::IFF_UP | libc::IFF_RUNNING
+    } else {
+        0
+    };
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the request is a valid ifreq.
+    unsafe { set_flags(socket.number(), &raw const request) }.unwrap();
+}

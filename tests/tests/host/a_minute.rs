@@ -1,0 +1,37 @@
+//! A TIME_WAIT to its natural end. The tests are run in the order of their names: this one, which
+//! takes a minute, is the first and runs beside all others.
+
+use std::time::Duration;
+
+use portwatch_tests::Scenario;
+use portwatch_tests::expect::{enter, exit};
+
+use crate::connection::{
+    CLIENT, Connection, SERVER, client_released, connection_made, waiting_with_reuseaddr,
+};
+
+#[test]
+fn later_a_timewait_expires() {
+    let mut scenario = Scenario::new();
+    let listener = Connection::new(&scenario).ended_by_server(&scenario);
+    let limit = Duration::from_secs(75);
+    scenario.wait_for(limit, "the end of the TIME_WAIT", |event| {
+        event["phase"] == "exit"
+    });
+    let socket = waiting_with_reuseaddr(SERVER, CLIENT);
+    let mut expected = connection_made();
+    expected.extend([
+        client_released(),
+        enter(socket.clone(), "$self"),
+        exit(socket, "expired", "$self"),
+    ]);
+    // TIME_WAIT begins while the client's socket is being closed.
+    scenario.expect_in_any_order(&expected);
+    let events = scenario.raw_events();
+    let lasted = events.iter().find_map(|event| event["lasted_ms"].as_u64());
+    assert!(
+        lasted.is_some_and(|lasted| (59_900..62_000).contains(&lasted)),
+        "{lasted:?}"
+    );
+    drop(listener);
+}

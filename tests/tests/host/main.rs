@@ -1,0 +1,18 @@
+//! Scenarios against this machine's kernel: whole events of a namespace of each test's own.
+//!
+//! They need root. `cargo xtask test host` runs them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod a_minute;
+mod bind;
+#[cfg(target_arch = "x86_64")]
+mod compat;
+mod connection;
+mod errors;
+mod filters;
+mod listen;
+mod process;
+mod snapshot;
+mod text;
+mod timewait;
