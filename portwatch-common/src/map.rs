@@ -120,6 +120,8 @@ pub const CLOSERS_CAPACITY: u32 = 16_384;
 pub const IDENTIFIED_CAPACITY: u32 = 16_384;
 /// Capacity of the map `CONNECTING`.
 pub const CONNECTING_CAPACITY: u32 = 1_024;
+/// Capacity of the map `QUERIES`: how many timewait sockets can be asked for at a time.
+pub const QUERIES_CAPACITY: u32 = 256;
 /// Capacity of the filter maps.
 pub const FILTER_CAPACITY: u32 = 1_024;
 /// Words of the filter map `PORTS`, a bitmap of all ports.

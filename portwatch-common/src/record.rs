@@ -52,8 +52,11 @@ pub mod kind {
     /// [`super::SnapshotEntry`]: a descriptor found by the snapshot (not
     /// in the ring buffer, but read from the iterator).
     pub const SNAPSHOT: u32 = 12;
+    /// [`super::Timewait`]: a timewait socket that was asked for has entered
+    /// TIME_WAIT (not in the ring buffer, but read from the iterator).
+    pub const TIMEWAIT_FOUND: u32 = 13;
     /// How many kinds there are, with 0 unused.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 }
 
 /// Bits of [`Socket::options`].

@@ -133,6 +133,8 @@ unsafe impl Zeroed for portwatch_common::record::Requested {}
 // SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::record::SnapshotEntry {}
 // SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::record::Timewait {}
+// SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::map::Bound {}
 // SAFETY: bytes.
 unsafe impl<const N: usize> Zeroed for [u8; N] {}

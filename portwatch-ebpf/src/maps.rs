@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use portwatch_common::map::{
     BOUND_CAPACITY, Bound, CLOSERS_CAPACITY, CONNECTING_CAPACITY, Cancelled, Endpoints,
-    FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Peer, control, lost,
+    FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Peer, QUERIES_CAPACITY, control, lost,
 };
 use portwatch_common::record::Task;
 
@@ -41,6 +41,10 @@ pub static CONNECTING: LruHashMap<u64, Peer> = LruHashMap::with_max_entries(CONN
 /// The timewait socket that was cancelled last on this processor.
 #[map]
 pub static CANCELLED: PerCpuArray<Cancelled> = PerCpuArray::with_max_entries(1, 0);
+
+/// Addresses of timewait sockets that the user side asks for, up to the first 0.
+#[map]
+pub static QUERIES: Array<u64> = Array::with_max_entries(QUERIES_CAPACITY, 0);
 
 /// Which processes the user side knows, by `tgid`: see [`portwatch_common::map::identified`].
 #[map]

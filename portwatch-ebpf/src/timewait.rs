@@ -8,12 +8,15 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_jiffies64};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+    generated::{bpf_jiffies64, bpf_seq_write},
+};
 use portwatch_common::map::{Cancelled, Peer, filter as filters};
 use portwatch_common::record::{Socket, Task, Timewait, cancel, kind, task_flag};
 
 use crate::layout::{self, Address, read, zeroed};
-use crate::maps::{CANCELLED, CLOSERS, CONNECTING};
+use crate::maps::{CANCELLED, CLOSERS, CONNECTING, QUERIES};
 use crate::sock::{self};
 use crate::task;
 use crate::{emit, filter, release};
@@ -121,6 +124,54 @@ pub fn started(timer: Address) {
         expires.saturating_sub(now),
         cancel::UNKNOWN,
     );
+}
+
+/// How many timewait sockets are looked at in one call.
+const QUERIES_A_CALL: u32 = 16;
+
+/// The user side asks which of some timewait sockets have gone on from
+/// FIN_WAIT2 to TIME_WAIT: `mod_timer_pending` tells nobody of a timer that is
+/// moved within its slot of the wheel, which for a minute is seconds wide.
+///
+/// An address may be another socket's by now. It is a timewait socket's all
+/// the same (SLAB_TYPESAFE_BY_RCU), and the user side compares the ends.
+#[inline(always)]
+pub fn asked(seq: *mut core::ffi::c_void, call: u64) {
+    for query in 0..QUERIES_A_CALL {
+        let Some(tw) = QUERIES.get(call as u32 * QUERIES_A_CALL + query) else {
+            return;
+        };
+        if *tw == 0 {
+            return;
+        }
+        found(seq, *tw);
+    }
+}
+
+#[inline(never)]
+fn found(seq: *mut core::ffi::c_void, tw: Address) {
+    let mut record = MaybeUninit::uninit();
+    let record: &mut Timewait = zeroed(&mut record);
+    sock::describe_timewait(tw, &mut record.socket);
+    if record.socket.state != TCP_TIME_WAIT || record.socket.substate != TCP_TIME_WAIT {
+        return;
+    }
+    record.header.kind = kind::TIMEWAIT_FOUND;
+    // SAFETY: the helpers have no preconditions.
+    let (now, jiffies) = unsafe { (bpf_ktime_get_ns(), bpf_jiffies64()) };
+    record.header.time = now;
+    record.task.flags = task_flag::UNKNOWN;
+    let timer = tw.wrapping_add(u64::from(layout::TW_TIMER.load()));
+    let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
+    record.expires_in = expires.saturating_sub(jiffies);
+    // SAFETY: `record` is valid for its length; if the buffer is full the kernel calls again.
+    unsafe {
+        bpf_seq_write(
+            seq.cast(),
+            core::ptr::from_ref(record).cast(),
+            size_of::<Timewait>() as u32,
+        );
+    }
 }
 
 /// A timewait socket's timer was taken off the wheel: it is rearmed, or expires, or the socket is done with.

@@ -201,10 +201,18 @@ pub fn sched_process_free(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `struct bpf_iter_meta`
+#[repr(C)]
+pub struct Meta {
+    seq: *mut core::ffi::c_void,
+    session_id: u64,
+    seq_num: u64,
+}
+
 /// `struct bpf_iter__task_file`; its pointers are padded to eight bytes.
 #[repr(C)]
 pub struct TaskFile {
-    meta: *const *mut core::ffi::c_void,
+    meta: *const Meta,
     task: Address,
     fd: u32,
     file: Address,
@@ -219,8 +227,30 @@ pub extern "C" fn task_file(ctx: *const TaskFile) -> i32 {
     unsafe {
         let (task, file) = ((*ctx).task, (*ctx).file);
         if task != 0 && file != 0 {
-            // `meta->seq` is the first field.
-            snapshot::file(*(*ctx).meta, task, (*ctx).fd, file);
+            snapshot::file((*(*ctx).meta).seq, task, (*ctx).fd, file);
+        }
+    }
+    0
+}
+
+/// `struct bpf_iter__bpf_map`; its pointers are padded to eight bytes.
+#[repr(C)]
+pub struct BpfMap {
+    meta: *const Meta,
+    map: Address,
+}
+
+/// `int bpf_iter_bpf_map(struct bpf_iter_meta *meta, struct bpf_map *map)`
+///
+/// The maps do not matter: this is a program that the user side can run when
+/// it wants to, on every kernel, once for each map there is.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map")]
+pub extern "C" fn bpf_map(ctx: *const BpfMap) -> i32 {
+    // SAFETY: the kernel hands a valid context over; at the end of the walk its map is null.
+    unsafe {
+        if (*ctx).map != 0 {
+            timewait::asked((*(*ctx).meta).seq, (*(*ctx).meta).seq_num);
         }
     }
     0

@@ -5,9 +5,11 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use nix::mount::{MsFlags, mount};
@@ -21,6 +23,13 @@ use serde_json::{Value, json};
 
 /// Any port: a trace that begins looks at every open file, and while it holds one its port is taken.
 const LOCAL: &str = "127.0.0.1:0";
+
+/// Floods come one after the other: what is lost in one must not be another's doing.
+static FLOOD: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    FLOOD.lock().unwrap_or_else(|lock| lock.into_inner())
+}
 
 fn bind_times(netns: &Netns, times: u32) {
     netns.run(|| {
@@ -227,13 +236,10 @@ fn a_path_that_cannot_be_written_to_is_told_at_once() {
     }
 }
 
-/// Ends a trace with a signal while four threads bind as fast as they can.
-fn ended_by(which: Signal) {
-    let netns = Netns::new();
-    let inode = netns.inode().to_string();
-    let mut trace = Trace::start(&["--netns", &inode]).expecting_losses();
+/// Does something while four threads bind as fast as they can.
+fn in_a_flood<T>(netns: &Netns, act: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 netns.run_while_forking(|| {
@@ -243,12 +249,34 @@ fn ended_by(which: Signal) {
                 });
             });
         }
-        let seen = trace.wait_for(1000, LIMIT, |_| true);
-        trace.signal(which);
-        let stream = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| trace.finish()));
+        let result = catch_unwind(AssertUnwindSafe(act));
         done.store(true, Ordering::Relaxed);
-        seen.unwrap();
-        assert_eq!(stream.unwrap().told, "");
+        result
+    });
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn ended_by(which: Signal) {
+    let _alone = alone();
+    let netns = Netns::new();
+    let inode = netns.inode().to_string();
+    let mut trace = Trace::start(&["--netns", &inode]).expecting_losses();
+    in_a_flood(&netns, || {
+        trace.wait_for(1000, LIMIT, |_| true).unwrap();
+        trace.signal(which);
+        assert_eq!(trace.finish().told, "");
+    });
+}
+
+/// Its self-test finds the ring buffer full.
+#[test]
+fn a_flood_does_not_keep_it_from_beginning() {
+    let _alone = alone();
+    let netns = Netns::new();
+    in_a_flood(&netns, || {
+        Trace::start(&["--buffer", "64K", "-p", "1"])
+            .expecting_losses()
+            .stop();
     });
 }
 
@@ -270,6 +298,7 @@ fn sum(lines: &[Value], what: impl Fn(&Value) -> Option<u64>) -> u64 {
 #[test]
 fn the_overflow_of_the_ring_is_counted_exactly() {
     const BINDS: u64 = 5000;
+    let _alone = alone();
     let netns = Netns::new();
     let inode = netns.inode().to_string();
     let options = ["--buffer", "64K", "--netns", &inode];
@@ -353,6 +382,7 @@ fn into_a_file(path: &Path, netns: &Netns, act: impl FnOnce()) -> (Value, u64) {
 #[test]
 fn three_hundred_thousand_events() {
     const BINDS: u32 = 150_000;
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let netns = Netns::new();
     let path = directory.path().join("events");
@@ -368,6 +398,7 @@ fn three_hundred_thousand_events() {
 #[test]
 fn two_thousand_short_lived_processes() {
     const PROCESSES: u64 = 2000;
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let netns = Netns::new();
     let path = directory.path().join("events");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use portwatch_common::map::QUERIES_CAPACITY;
 use portwatch_common::record::{self, Requested, kind};
 
 use self::container::Containers;
@@ -46,6 +47,7 @@ pub struct Attribution {
     jiffy: u64,
     proc: PathBuf,
     forgotten: Vec<u32>,
+    asked: u64,
 }
 
 /// Who listens: sockets by their address in the kernel, and how many there are on a port.
@@ -102,6 +104,7 @@ impl Attribution {
             jiffy: clock::jiffy(),
             proc: PathBuf::from("/proc"),
             forgotten: Vec::new(),
+            asked: 0,
         }
     }
 
@@ -139,8 +142,14 @@ impl Attribution {
 
     fn ready(&mut self, complete_until: u64, events: &mut Vec<Event>) {
         while let Some(record) = self.order.next(complete_until) {
-            if let Some(body) = self.event(&record) {
-                let time = self.clock.at_monotonic(record.time());
+            let time = self.clock.at_monotonic(record.time());
+            if let Record::Timewait(timewait) = &record {
+                let changes = self.timewait(timewait).into_iter();
+                events.extend(changes.map(|timewait| Event {
+                    time,
+                    body: Body::Timewait(timewait),
+                }));
+            } else if let Some(body) = self.event(&record) {
                 events.push(Event { time, body });
             }
         }
@@ -151,7 +160,8 @@ impl Attribution {
             Record::Bind(bind, path) => Some(Body::Bind(self.bind(bind, path))),
             Record::Listen(listen, path) => Some(Body::Listen(self.listen(listen, path))),
             Record::Release(release) => Some(Body::Release(self.release(release))),
-            Record::Timewait(timewait) => self.timewait(timewait).map(Body::Timewait),
+            // One of these may be two events.
+            Record::Timewait(_) => None,
             Record::Process(identity) => {
                 let forgotten = self.processes.identified(identity);
                 self.forget(forgotten);
@@ -260,7 +270,23 @@ impl Attribution {
         }
     }
 
-    fn timewait(&mut self, timewait: &record::Timewait) -> Option<Timewait> {
+    /// Some of the connections in FIN_WAIT2, by their addresses in the kernel: whether they have
+    /// gone on to TIME_WAIT must be asked for. Each time others, if there are many.
+    pub fn waiting(&mut self) -> Vec<u64> {
+        let waiting = self
+            .timewaits
+            .waiting(self.asked, QUERIES_CAPACITY as usize);
+        self.asked = waiting.last().copied().unwrap_or_default();
+        waiting
+    }
+
+    /// These have.
+    pub fn found_timewaits(&mut self, found: Vec<record::Timewait>) {
+        let found = found.into_iter().map(Box::new).map(Record::Timewait);
+        self.order.add(found);
+    }
+
+    fn timewait(&mut self, timewait: &record::Timewait) -> Vec<Timewait> {
         let closer = if timewait.header.kind == kind::TIMEWAIT_START {
             self.actor(&timewait.task)
         } else {
@@ -268,16 +294,18 @@ impl Attribution {
         };
         let raw = &timewait.socket;
         let listeners = &self.listeners;
-        let change = self.timewaits.change(timewait, &self.order, closer, || {
+        let changes = self.timewaits.change(timewait, &self.order, closer, || {
             listeners.on(raw.netns, raw.local_port)
-        })?;
+        });
+        let expires_in = milliseconds(timewait.expires_in.saturating_mul(self.jiffy));
         let mut socket = socket(raw, &[0; 16]);
         socket.state = Some(State::TimeWait);
-        Some(match change {
+        let changes = changes.into_iter().map(|change| match change {
             Change::Enter { waited, closer } => Timewait {
                 phase: Phase::Enter,
-                socket,
-                expires_in_ms: Some(milliseconds(timewait.expires_in.saturating_mul(self.jiffy))),
+                socket: socket.clone(),
+                // Unknown where its end is already here.
+                expires_in_ms: (expires_in != 0).then_some(expires_in),
                 fin_wait2_ms: waited.map(milliseconds),
                 reason: None,
                 lasted_ms: None,
@@ -289,14 +317,15 @@ impl Attribution {
                 closer,
             } => Timewait {
                 phase: Phase::Exit,
-                socket,
+                socket: socket.clone(),
                 expires_in_ms: None,
                 fin_wait2_ms: None,
                 reason,
                 lasted_ms: lasted.map(milliseconds),
                 process: closer,
             },
-        })
+        });
+        changes.collect()
     }
 
     fn lost(&mut self, losses: &Losses, events: &mut Vec<Event>) {

@@ -3,6 +3,7 @@
 //! A connection whose peer has not closed yet may wait for that as a timewait
 //! socket too, in FIN_WAIT2: that is not TIME_WAIT, and kept apart.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -53,13 +54,18 @@ pub enum Change {
 
 /// The timewait sockets that exist.
 #[derive(Debug)]
-pub struct Timewaits(LruCache<u64, Followed>);
+pub struct Timewaits {
+    followed: LruCache<u64, Followed>,
+    /// Those of them in FIN_WAIT2, which may go on to TIME_WAIT without a record.
+    waiting: BTreeSet<u64>,
+}
 
 impl Default for Timewaits {
     fn default() -> Self {
-        Self(LruCache::new(
-            NonZeroUsize::new(CAPACITY).unwrap_or(NonZeroUsize::MIN),
-        ))
+        Self {
+            followed: LruCache::new(NonZeroUsize::new(CAPACITY).unwrap_or(NonZeroUsize::MIN)),
+            waiting: BTreeSet::new(),
+        }
     }
 }
 
@@ -79,22 +85,55 @@ impl Timewaits {
         order: &Order,
         closer: Option<Actor>,
         listened_on: impl FnOnce() -> bool,
-    ) -> Option<Change> {
+    ) -> Vec<Change> {
         match record.header.kind {
-            kind::TIMEWAIT_START => self.started(record, closer),
+            kind::TIMEWAIT_START => self.started(record, closer).into_iter().collect(),
+            kind::TIMEWAIT_FOUND => self.found(record).into_iter().collect(),
             kind::TIMEWAIT_CANCEL => self.cancelled(record, order, listened_on),
             kind::TIMEWAIT_EXPIRE => self.ended(record, Some(Reason::Expired)),
             // Looked for where the cancelling is.
-            _ => None,
+            _ => Vec::new(),
         }
+    }
+
+    /// Some of those that wait in FIN_WAIT2, by their addresses in the kernel, at most `count`,
+    /// beginning behind `last`.
+    pub fn waiting(&self, last: u64, count: usize) -> Vec<u64> {
+        let behind = self.waiting.range(last.saturating_add(1)..);
+        behind
+            .chain(self.waiting.range(..=last))
+            .take(count)
+            .copied()
+            .collect()
+    }
+
+    /// One that waited in FIN_WAIT2 was found to have gone on to TIME_WAIT.
+    fn found(&mut self, record: &Timewait) -> Option<Change> {
+        let (local, remote) = ends(&record.socket);
+        let followed = self
+            .followed
+            .peek_mut(&record.socket.address)
+            .filter(|followed| followed.local == local && followed.remote == remote)?;
+        if followed.entered_at.is_some() {
+            return None;
+        }
+        self.waiting.remove(&record.socket.address);
+        followed.entered_at = Some(record.header.time);
+        Some(Change::Enter {
+            waited: followed
+                .waiting_since
+                .map(|since| record.header.time.saturating_sub(since)),
+            closer: followed.closer.clone(),
+        })
     }
 
     fn started(&mut self, record: &Timewait, closer: Option<Actor>) -> Option<Change> {
         let socket = &record.socket;
         let now = record.header.time;
         let (local, remote) = ends(socket);
+        self.waiting.remove(&socket.address);
         let followed = self
-            .0
+            .followed
             .pop(&socket.address)
             .filter(|followed| followed.local == local && followed.remote == remote);
         let mut followed = followed.unwrap_or(Followed {
@@ -108,6 +147,7 @@ impl Timewaits {
         let mut change = None;
         if socket.substate != TCP_TIME_WAIT {
             followed.waiting_since.get_or_insert(now);
+            self.waiting.insert(socket.address);
         } else if followed.entered_at.is_none() {
             followed.entered_at = Some(now);
             change = Some(Change::Enter {
@@ -118,7 +158,11 @@ impl Timewaits {
             });
         }
         // Else it was already in TIME_WAIT and its time begins anew.
-        self.0.push(socket.address, followed);
+        if let Some((evicted, _)) = self.followed.push(socket.address, followed)
+            && evicted != socket.address
+        {
+            self.waiting.remove(&evicted);
+        }
         change
     }
 
@@ -129,7 +173,7 @@ impl Timewaits {
         record: &Timewait,
         order: &Order,
         listened_on: impl FnOnce() -> bool,
-    ) -> Option<Change> {
+    ) -> Vec<Change> {
         let successor = order
             .ahead(record.header.time)
             .filter_map(|record| match record {
@@ -138,7 +182,9 @@ impl Timewaits {
             })
             .find(|next| next.socket.address == record.socket.address);
         match successor.map(|next| (next.header.kind, ends(&next.socket) == ends(&record.socket))) {
-            Some((kind::TIMEWAIT_START | kind::TIMEWAIT_EXPIRE, true)) => return None,
+            Some((kind::TIMEWAIT_START | kind::TIMEWAIT_EXPIRE, true)) => {
+                return Vec::new();
+            }
             Some((kind::TIMEWAIT_REUSE, _)) => return self.ended(record, Some(Reason::Reused)),
             _ => {}
         }
@@ -154,23 +200,38 @@ impl Timewaits {
         self.ended(record, reason)
     }
 
-    fn ended(&mut self, record: &Timewait, reason: Option<Reason>) -> Option<Change> {
-        let followed = self.0.pop(&record.socket.address);
+    fn ended(&mut self, record: &Timewait, reason: Option<Reason>) -> Vec<Change> {
+        self.waiting.remove(&record.socket.address);
+        let followed = self.followed.pop(&record.socket.address);
         // One that never left FIN_WAIT2 was never in TIME_WAIT.
         if record.socket.substate != TCP_TIME_WAIT {
-            return None;
+            return Vec::new();
         }
         let (local, remote) = ends(&record.socket);
         let followed =
             followed.filter(|followed| followed.local == local && followed.remote == remote);
-        Some(Change::Exit {
+        let closer = followed
+            .as_ref()
+            .and_then(|followed| followed.closer.clone());
+        let mut changes = Vec::new();
+        // It went on from FIN_WAIT2 and ended before that was found.
+        if followed
+            .as_ref()
+            .is_some_and(|followed| followed.entered_at.is_none())
+        {
+            changes.push(Change::Enter {
+                waited: None,
+                closer: closer.clone(),
+            });
+        }
+        changes.push(Change::Exit {
             reason,
             lasted: followed
-                .as_ref()
                 .and_then(|followed| followed.entered_at)
                 .map(|entered| record.header.time.saturating_sub(entered)),
-            closer: followed.and_then(|followed| followed.closer),
-        })
+            closer,
+        });
+        changes
     }
 }
 
@@ -265,6 +326,56 @@ mod tests {
             true,
         );
         assert_eq!(never, []);
+    }
+
+    #[test]
+    fn one_that_went_on_without_a_record_is_found() {
+        let records = [
+            timer(kind::TIMEWAIT_START, 1_000, FIN_WAIT2),
+            timer(kind::TIMEWAIT_FOUND, 9_000, TIME_WAIT),
+            timer(kind::TIMEWAIT_FOUND, 9_500, TIME_WAIT),
+            timer(kind::TIMEWAIT_EXPIRE, 19_000, TIME_WAIT),
+        ];
+        assert_eq!(
+            play(&records, true),
+            [
+                enter(Some(8_000)),
+                exit(Some(Reason::Expired), Some(10_000))
+            ]
+        );
+    }
+
+    #[test]
+    fn one_that_ended_before_it_was_found_has_entered() {
+        let records = [
+            timer(kind::TIMEWAIT_START, 1_000, FIN_WAIT2),
+            timer(kind::TIMEWAIT_EXPIRE, 19_000, TIME_WAIT),
+        ];
+        assert_eq!(
+            play(&records, true),
+            [enter(None), exit(Some(Reason::Expired), None)]
+        );
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_not_found() {
+        let mut other = timer(kind::TIMEWAIT_FOUND, 9_000, TIME_WAIT);
+        other.socket.remote_port = 4001;
+        let records = [timer(kind::TIMEWAIT_START, 1_000, FIN_WAIT2), other];
+        assert_eq!(play(&records, true), []);
+    }
+
+    #[test]
+    fn all_that_wait_are_asked_for_in_turn() {
+        let mut timewaits = Timewaits::default();
+        for address in 1..=5 {
+            let mut record = timer(kind::TIMEWAIT_START, 1_000, FIN_WAIT2);
+            record.socket.address = address;
+            timewaits.change(&record, &Order::default(), None, || false);
+        }
+        assert_eq!(timewaits.waiting(0, 3), [1, 2, 3]);
+        assert_eq!(timewaits.waiting(3, 3), [4, 5, 1]);
+        assert_eq!(timewaits.waiting(9, 9), [1, 2, 3, 4, 5]);
     }
 
     #[test]

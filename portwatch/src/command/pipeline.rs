@@ -33,6 +33,9 @@ use crate::sink::text::{self, Text};
 /// Batches between two stages.
 const BATCHES: usize = 4;
 
+/// How often it is asked which connections have gone on from FIN_WAIT2 to TIME_WAIT.
+const ASK: Duration = Duration::from_millis(50);
+
 /// How long a reader of standard output may keep the end waiting.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 
@@ -135,6 +138,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
             begin: clock::monotonic(),
         },
         plan.start,
+        Arc::clone(&plan.backend),
         identified,
         to_attribute,
     ));
@@ -251,16 +255,30 @@ async fn attribute(
     mut attribution: Attribution,
     mut emission: Emission,
     start: Event,
+    backend: Arc<Backend>,
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
 ) -> anyhow::Result<()> {
     emission.send(vec![start]).await;
     let mut events = Vec::new();
-    while let Some(input) = inputs.recv().await {
-        match input {
-            Input::Batch(batch) => attribution.batch(&batch, &mut events),
-            Input::Found(found) => attribution.found(found),
+    let mut ask = tokio::time::interval(ASK);
+    ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut waiting = Vec::new();
+    loop {
+        tokio::select! {
+            input = inputs.recv() => match input {
+                Some(Input::Batch(batch)) => attribution.batch(&batch, &mut events),
+                Some(Input::Found(found)) => attribution.found(found),
+                None => break,
+            },
+            _ = ask.tick(), if !waiting.is_empty() => {
+                // Without the iterator they are told at their end.
+                if let Ok(found) = backend.ask_timewaits(&waiting) {
+                    attribution.found_timewaits(found);
+                }
+            }
         }
+        waiting = attribution.waiting();
         if let Some(identified) = &mut identified {
             for tgid in attribution.forgotten() {
                 // It may have been evicted there as well.

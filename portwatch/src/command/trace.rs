@@ -281,7 +281,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         }
     };
     apply_filters(&filter, &mut backend, &mut control)?;
-    let snapshot = snapshot::take(&mut backend);
+    let snapshot = snapshot::take(&backend);
     if let Some(why) = &snapshot.degraded {
         missing.push(Missing {
             what: Part::Snapshot.loss().to_owned(),

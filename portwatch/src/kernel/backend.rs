@@ -6,13 +6,14 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, ProgramError};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, VerifierLogLevel};
 use portwatch_common::field::ABSENT;
-use portwatch_common::map::{control, lost};
-use portwatch_common::record::{SnapshotEntry, kind};
+use portwatch_common::map::{QUERIES_CAPACITY, control, lost};
+use portwatch_common::record::{SnapshotEntry, Timewait, kind};
 
 use super::btf::Btf;
 use super::decode;
@@ -92,7 +93,7 @@ pub struct Hook {
 
 /// The hooks of the tracepoint backend, in the order in which they are attached:
 /// what others rely on first.
-pub const HOOKS: [Hook; 11] = [
+pub const HOOKS: [Hook; 12] = [
     hook("sched_process_free", Attach::Tracepoint, Part::Process),
     hook("sched_process_exec", Attach::Tracepoint, Part::Process),
     hook("sched_process_fork", Attach::Tracepoint, Part::Process),
@@ -104,6 +105,7 @@ pub const HOOKS: [Hook; 11] = [
     hook("sock_release", Attach::CgroupSockRelease, Part::Release),
     hook("sys_exit", Attach::Tracepoint, Part::Bind),
     hook("task_file", Attach::Iterator, Part::Snapshot),
+    hook("bpf_map", Attach::Iterator, Part::Timewait),
 ];
 
 const fn hook(name: &'static str, attach: Attach, part: Part) -> Hook {
@@ -125,7 +127,8 @@ pub const TRACEPOINT: &str = "tracepoint";
 /// The kernel side, loaded and attached. Dropping it detaches everything.
 #[derive(Debug)]
 pub struct Backend {
-    ebpf: Ebpf,
+    /// Reading an iterator changes its program's links.
+    ebpf: Mutex<Ebpf>,
     statuses: Vec<Status>,
     absent: Vec<String>,
 }
@@ -189,12 +192,12 @@ impl Backend {
         // It holds all of the kernel's types, which are about to be read again.
         drop(loader);
         let mut backend = Self {
-            ebpf,
+            ebpf: Mutex::new(ebpf),
             statuses: Vec::new(),
             absent: layout.absent().iter().map(ToString::to_string).collect(),
         };
         #[cfg(feature = "log")]
-        super::messages::print(&mut backend.ebpf).map_err(|error| {
+        super::messages::print(&mut backend.ebpf()).map_err(|error| {
             Unsupported::new(
                 "cannot print the kernel side's messages",
                 describe(&error),
@@ -236,8 +239,8 @@ impl Backend {
     fn attach_one(&mut self, hook: Hook, btf: &AyaBtf) -> anyhow::Result<()> {
         use anyhow::Context as _;
 
-        let program = self
-            .ebpf
+        let mut ebpf = self.ebpf();
+        let program = ebpf
             .program_mut(hook.name)
             .with_context(|| format!("no program {} in the object", hook.name))?;
         match hook.attach {
@@ -288,61 +291,99 @@ impl Backend {
     /// # Errors
     ///
     /// If the iterator is not there or fails.
-    pub fn snapshot(&mut self) -> anyhow::Result<Vec<SnapshotEntry>> {
+    pub fn snapshot(&self) -> anyhow::Result<Vec<SnapshotEntry>> {
+        Ok(decode::all(
+            &self.read_iterator("task_file")?,
+            kind::SNAPSHOT,
+        )?)
+    }
+
+    /// Asks which of these timewait sockets, by their addresses in the kernel, are in TIME_WAIT by
+    /// now. At most [`QUERIES_CAPACITY`] are asked for.
+    ///
+    /// # Errors
+    ///
+    /// If the iterator is not there or fails.
+    pub fn ask_timewaits(&self, addresses: &[u64]) -> anyhow::Result<Vec<Timewait>> {
         use anyhow::Context as _;
 
-        let program: &mut Iter = self
-            .ebpf
-            .program_mut("task_file")
-            .context("no iterator")?
-            .try_into()?;
-        let id = program.attach()?;
+        {
+            let mut ebpf = self.ebpf();
+            let map = ebpf.map_mut("QUERIES").context("no map of queries")?;
+            let mut queries = Array::<_, u64>::try_from(map)?;
+            let end = (addresses.len() < QUERIES_CAPACITY as usize).then_some(0);
+            let asked = addresses.iter().copied().chain(end);
+            for (index, address) in (0..QUERIES_CAPACITY).zip(asked) {
+                queries.set(index, address, 0)?;
+            }
+        }
+        Ok(decode::all(
+            &self.read_iterator("bpf_map")?,
+            kind::TIMEWAIT_FOUND,
+        )?)
+    }
+
+    fn read_iterator(&self, name: &str) -> anyhow::Result<Vec<u8>> {
+        use anyhow::Context as _;
+
+        let mut file = {
+            let mut ebpf = self.ebpf();
+            let program = ebpf.program_mut(name).context("no iterator")?;
+            let program: &mut Iter = program.try_into()?;
+            let link = program.attach()?;
+            program.take_link(link)?.into_file()?
+        };
         let mut bytes = Vec::new();
-        program
-            .take_link(id)?
-            .into_file()?
-            .read_to_end(&mut bytes)
+        file.read_to_end(&mut bytes)
             .context("reading the iterator")?;
-        Ok(decode::snapshot(&bytes)?)
+        Ok(bytes)
+    }
+
+    fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        // A panic elsewhere leaves the kernel side as it is.
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the ring buffer out. It can be had once.
     #[must_use]
     pub fn take_ring(&mut self) -> Option<RingBuf<MapData>> {
-        RingBuf::try_from(self.ebpf.take_map("EVENTS")?).ok()
+        RingBuf::try_from(self.ebpf().take_map("EVENTS")?).ok()
     }
 
     /// Takes the map `CONTROL` out. It can be had once.
     #[must_use]
     pub fn take_control(&mut self) -> Option<Control> {
         Some(Control(
-            Array::try_from(self.ebpf.take_map("CONTROL")?).ok()?,
+            Array::try_from(self.ebpf().take_map("CONTROL")?).ok()?,
         ))
     }
 
     /// Takes the map of identified processes out. It can be had once.
     #[must_use]
     pub fn take_identified(&mut self) -> Option<HashMap<MapData, u32, u32>> {
-        HashMap::try_from(self.ebpf.take_map("IDENTIFIED")?).ok()
+        HashMap::try_from(self.ebpf().take_map("IDENTIFIED")?).ok()
     }
 
     /// The filter map of this name, empty but for what was put into it.
     #[must_use]
     pub fn filter_map(&mut self, name: &str) -> Option<HashMap<&mut MapData, u32, u8>> {
-        HashMap::try_from(self.ebpf.map_mut(name)?).ok()
+        let ebpf = self.ebpf.get_mut().unwrap_or_else(PoisonError::into_inner);
+        HashMap::try_from(ebpf.map_mut(name)?).ok()
     }
 
     /// The bitmap of ports.
     #[must_use]
     pub fn port_map(&mut self) -> Option<Array<&mut MapData, u64>> {
-        Array::try_from(self.ebpf.map_mut("PORTS")?).ok()
+        let ebpf = self.ebpf.get_mut().unwrap_or_else(PoisonError::into_inner);
+        Array::try_from(ebpf.map_mut("PORTS")?).ok()
     }
 
     /// What was lost since the kernel side was loaded.
     #[must_use]
     pub fn losses(&self) -> Losses {
         let mut losses = Losses::default();
-        if let Some(map) = self.ebpf.map("LOST")
+        let ebpf = self.ebpf();
+        if let Some(map) = ebpf.map("LOST")
             && let Ok(map) = PerCpuArray::<_, u64>::try_from(map)
         {
             let count = |index: u32| {
@@ -356,7 +397,7 @@ impl Backend {
         }
         for status in &self.statuses {
             let name = status.hook.name;
-            if let Some(program) = self.ebpf.program(name)
+            if let Some(program) = ebpf.program(name)
                 && let Ok(descriptor) = program.fd()
                 && let Some(misses) = recursion_misses(descriptor.as_fd().as_raw_fd())
             {
@@ -370,10 +411,11 @@ impl Backend {
     /// (5.16 and later).
     #[must_use]
     pub fn verified_instructions(&self) -> BTreeMap<&'static str, u32> {
+        let ebpf = self.ebpf();
         self.statuses
             .iter()
             .filter_map(|status| {
-                let info = self.ebpf.program(status.hook.name)?.info().ok()?;
+                let info = ebpf.program(status.hook.name)?.info().ok()?;
                 Some((status.hook.name, info.verified_instruction_count()?))
             })
             .collect()

@@ -4,8 +4,8 @@
 //! is too short or of an unknown kind is an error, not a guess.
 
 use portwatch_common::record::{
-    self, Ancestor, Bind, BindUnix, Fork, Gone, Listen, ListenUnix, Process, Release,
-    SnapshotEntry, Task, Timewait, kind, process_flag,
+    self, Ancestor, Bind, BindUnix, Fork, Gone, Listen, ListenUnix, Process, Release, Task,
+    Timewait, kind, process_flag,
 };
 use zerocopy::FromBytes;
 
@@ -131,16 +131,15 @@ impl Record {
     }
 }
 
-/// Decodes the snapshot's entries, which come without anything in between.
+/// Decodes what an iterator has written: records of one kind, without anything in between.
 ///
 /// # Errors
 ///
 /// If the last one is not whole.
-pub fn snapshot(bytes: &[u8]) -> Result<Vec<SnapshotEntry>, DecodeError> {
-    let size = size_of::<SnapshotEntry>();
+pub fn all<T: FromBytes>(bytes: &[u8], kind: u32) -> Result<Vec<T>, DecodeError> {
     bytes
-        .chunks(size)
-        .map(|chunk| read::<SnapshotEntry>(chunk, kind::SNAPSHOT).map(|(entry, _)| entry))
+        .chunks(size_of::<T>())
+        .map(|chunk| read::<T>(chunk, kind).map(|(record, _)| record))
         .collect()
 }
 
@@ -225,6 +224,7 @@ fn path(buffer: &[u8], length: u32, truncated: bool) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use portwatch_common::record::SnapshotEntry;
     use proptest::prelude::*;
     use zerocopy::{FromZeros, IntoBytes};
 
@@ -316,7 +316,7 @@ mod tests {
                 head.copy_from_slice(&kind.to_ne_bytes());
             }
             let _ = Record::decode(&bytes);
-            let _ = snapshot(&bytes);
+            let _ = all::<SnapshotEntry>(&bytes, kind::SNAPSHOT);
         }
 
         #[test]

@@ -40,7 +40,7 @@ const TCP_LISTEN: u8 = 10;
 
 /// Takes the snapshot. The hooks must be in place before, so that there is no gap.
 #[must_use]
-pub fn take(backend: &mut Backend) -> Snapshot {
+pub fn take(backend: &Backend) -> Snapshot {
     match backend.snapshot() {
         Ok(entries) => Snapshot {
             held: entries.iter().map(held).collect(),

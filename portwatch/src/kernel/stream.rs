@@ -94,8 +94,6 @@ pub async fn run<T: From<Batch>>(
     let ring = unsafe { AsyncFd::register(ring) };
     let mut ring = ring.context("waiting for the ring buffer")?;
     let mut counted = Instant::now();
-    // Whether something was handed on which waits for the stream to be complete.
-    let mut behind = true;
     loop {
         let stopping = *stop.borrow();
         let mut drained = drain(ring.get_mut());
@@ -104,14 +102,12 @@ pub async fn run<T: From<Batch>>(
             drained.losses = Some(backend.losses());
             counted = Instant::now();
         }
-        let empty = drained.block.is_empty();
-        if (!empty || behind || drained.losses.is_some())
-            && batches.send(drained.into()).await.is_err()
-        {
+        let behind = !drained.block.is_empty();
+        // An empty one too: it says that nothing is missing until now.
+        if batches.send(drained.into()).await.is_err() {
             // The stages behind have ended.
             return Ok(());
         }
-        behind = !empty;
         if more {
             tokio::task::yield_now().await;
         } else if stopping {
