@@ -135,6 +135,10 @@ plain! {
         pub flags: u32,
         /// The thread's `comm`, NUL-terminated.
         pub comm: [u8; 16],
+        /// Effective gid, as seen from the initial user namespace.
+        pub gid: u32,
+        /// Of no meaning; fills the struct up.
+        pub reserved: u32,
     }
 
     /// A socket, as it was at the time of the record.
@@ -298,8 +302,8 @@ plain! {
         pub header: Header,
         /// The process, through the thread that was seen.
         pub task: Task,
-        /// Effective gid, as seen from the initial user namespace.
-        pub gid: u32,
+        /// Of no meaning; keeps the struct without padding.
+        pub reserved: u32,
         /// The process's pid in its own pid namespace.
         pub namespace_pid: u32,
         /// Inode number of its network namespace.

@@ -21,10 +21,14 @@ const SUN_PATH: u32 = 2;
 #[inline(always)]
 fn read_requested(address: Address, length: u32, requested: &mut Requested) {
     requested.length = length;
-    // sa_family and the port in one go.
     if length < 4 {
+        // An AF_UNIX socket that the kernel is to name (autobind) has a family and no more.
+        if length >= SUN_PATH {
+            requested.family = read_user(address).unwrap_or(0);
+        }
         return;
     }
+    // sa_family and the port in one go.
     let Some(head) = read_user::<[u16; 2]>(address) else {
         return;
     };

@@ -72,7 +72,10 @@ fn remember(socket: &Socket) {
 #[inline(always)]
 fn was_bound(socket: &Socket) -> bool {
     let locks = read_bits(socket.address, &layout::SOCK_USERLOCKS);
-    locks & (SOCK_BINDADDR_LOCK | SOCK_BINDPORT_LOCK) != 0
+    let tcp = socket.protocol == IPPROTO_TCP;
+    locks & SOCK_BINDPORT_LOCK != 0
         || socket.state == TCP_LISTEN
-        || (socket.protocol == IPPROTO_TCP && socket.state == TCP_CLOSE)
+        || (tcp && socket.state == TCP_CLOSE)
+        // An accepted connection has it from its listener (`sk_clone_lock` clears the other).
+        || (!tcp && locks & SOCK_BINDADDR_LOCK != 0)
 }

@@ -28,6 +28,8 @@ pub const UNKNOWN: Task = Task {
     uid: 0,
     flags: task_flag::UNKNOWN,
     comm: [0; 16],
+    gid: 0,
+    reserved: 0,
 };
 
 #[inline(always)]
@@ -54,6 +56,7 @@ fn common(task: Address, into: &mut Task) {
     let cred: Address = read(task, &layout::TASK_CRED);
     into.start = start_of(task);
     into.uid = read(cred, &layout::CRED_EUID);
+    into.gid = read(cred, &layout::CRED_EGID);
     into.flags = flags_of(task);
 }
 
@@ -161,7 +164,6 @@ unsafe fn arguments(record: *mut WithArgs, mm: Address) {
 /// `process` must point to writable memory.
 #[inline(always)]
 unsafe fn ids(process: *mut Process, task: Address) {
-    let cred: Address = read(task, &layout::TASK_CRED);
     let nsproxy: Address = read(task, &layout::TASK_NSPROXY);
     let net: Address = read(nsproxy, &layout::NSPROXY_NET);
     let mnt: Address = read(nsproxy, &layout::NSPROXY_MNT);
@@ -173,7 +175,7 @@ unsafe fn ids(process: *mut Process, task: Address) {
     let pidns: Address = read(upid, &layout::UPID_NS);
     // SAFETY: promised by the caller.
     unsafe {
-        (*process).gid = read(cred, &layout::CRED_EGID);
+        (*process).reserved = 0;
         (*process).namespace_pid = read(upid, &layout::UPID_NR);
         (*process).netns = read(net, &layout::NET_INUM);
         (*process).pidns = read(pidns, &layout::PIDNS_INUM);

@@ -658,6 +658,8 @@ pub struct Actor {
     pub uid: u32,
     /// When the process was started.
     pub start_time: Time,
+    /// Effective gid at that moment, as seen from the initial user namespace.
+    pub gid: u32,
     /// What else is known of the process.
     #[serde(flatten)]
     pub process: Arc<Process>,
@@ -666,9 +668,6 @@ pub struct Actor {
 /// What is known of a process, but for what changes from event to event.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
 pub struct Process {
-    /// Effective gid, as seen from the initial user namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gid: Option<u32>,
     /// The arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub args: Option<Vec<Text>>,

@@ -49,6 +49,7 @@ struct Known {
     container: Option<ContainerRef>,
     comm: (Text, Option<String>),
     uid: u32,
+    gid: u32,
 }
 
 /// A process as `/proc` told, good for the tick in which it started.
@@ -94,6 +95,11 @@ impl Processes {
                 process.args.clone_from(&before.args);
                 process.args_hex.clone_from(&before.args_hex);
                 process.args_truncated = before.args_truncated;
+                // Its namespaces go before its sockets do as well.
+                process.netns = process.netns.or(before.netns);
+                process.pidns = process.pidns.or(before.pidns);
+                process.mntns = process.mntns.or(before.mntns);
+                process.namespace_pid = process.namespace_pid.or(before.namespace_pid);
                 if process.exe.is_none() {
                     process.exe.clone_from(&before.exe);
                     process.exe_hex.clone_from(&before.exe_hex);
@@ -222,6 +228,7 @@ impl Processes {
             comm_hex,
             uid: task.uid,
             start_time: clock.at_boottime(task.start),
+            gid: task.gid,
             process,
         })
     }
@@ -237,6 +244,7 @@ impl Processes {
             comm_hex,
             uid: known.uid,
             start_time: clock.at_boottime(key.start),
+            gid: known.gid,
             process: Arc::clone(&known.process),
         })
     }
@@ -256,7 +264,6 @@ fn known(identity: &Identity) -> Known {
     let cgroup = String::from_utf8_lossy(&identity.cgroup);
     let cgroup_v1 = String::from_utf8_lossy(&identity.cgroup_v1);
     let mut process = Process {
-        gid: Some(identity.gid),
         netns: nonzero(identity.netns),
         pidns: nonzero(identity.pidns),
         mntns: nonzero(identity.mntns),
@@ -278,6 +285,7 @@ fn known(identity: &Identity) -> Known {
         container,
         comm: comm(&identity.task.comm),
         uid: identity.task.uid,
+        gid: identity.task.gid,
     }
 }
 
@@ -332,7 +340,6 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
     let stat = read.stat().ok()?;
     let status = read.status().ok()?;
     let mut process = Process {
-        gid: Some(status.egid),
         namespace_pid: status
             .nspid
             .as_ref()
@@ -371,6 +378,7 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
             container,
             comm: text(stat.comm.as_bytes()),
             uid: status.euid,
+            gid: status.egid,
         },
     })
 }

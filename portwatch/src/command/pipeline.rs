@@ -3,7 +3,7 @@
 //! Two tasks and a thread: the thread because standard output may block, and
 //! must not keep anything else from ending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -51,6 +51,8 @@ pub struct Plan {
     pub first: Option<Batch>,
     /// What existed before.
     pub snapshot: Snapshot,
+    /// Who those are that held sockets, as far as they could be read so far.
+    pub found: Vec<Found>,
     /// The stream's first event.
     pub start: Event,
     /// What is wanted.
@@ -123,7 +125,12 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     let (inputs, to_attribute) = mpsc::channel::<Input>(BATCHES);
 
     let identified = Arc::get_mut(&mut plan.backend).and_then(Backend::take_identified);
-    let attribution = Attribution::new(&plan.snapshot.held);
+    let mut attribution = Attribution::new(&plan.snapshot.held);
+    let mut left = plan.snapshot.processes();
+    for found in &plan.found {
+        left.remove(&found.tgid);
+    }
+    attribution.found(plan.found);
     let attributing = tokio::spawn(attribute(
         attribution,
         Emission {
@@ -143,7 +150,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
         to_attribute,
     ));
     let backend = Arc::clone(&plan.backend);
-    spawn_finder(&plan.snapshot, inputs.clone(), stopped.clone());
+    spawn_finder(left, inputs.clone(), stopped.clone());
     let streaming = tokio::spawn({
         let (stopped, backend) = (stopped.clone(), Arc::clone(&plan.backend));
         async move {
@@ -232,10 +239,8 @@ async fn output_closed() {
     }
 }
 
-/// Reads from `/proc` who held sockets before, beside the stream: there may be thousands.
-fn spawn_finder(snapshot: &Snapshot, inputs: mpsc::Sender<Input>, stopped: watch::Receiver<bool>) {
-    let pids: std::collections::BTreeSet<u32> =
-        snapshot.held.iter().map(|held| held.tgid).collect();
+/// Reads from `/proc` who these processes are, beside the stream: there may be thousands.
+fn spawn_finder(pids: BTreeSet<u32>, inputs: mpsc::Sender<Input>, stopped: watch::Receiver<bool>) {
     tokio::task::spawn_blocking(move || {
         let pids: Vec<_> = pids.into_iter().collect();
         for pids in pids.chunks(64) {

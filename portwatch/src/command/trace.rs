@@ -8,19 +8,21 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args, ValueEnum};
 use portwatch_common::map::{FILTER_CAPACITY, filter as bit};
 
 use super::{Usage, pipeline, value};
+use crate::attribute::process::{self, Found};
 use crate::event::{Body, Event, Missing, Start};
 use crate::filter::{Filter, Kind};
 use crate::kernel::backend::{Backend, Part, TRACEPOINT};
 use crate::kernel::clock::{self, Clock};
+use crate::kernel::self_test;
+use crate::kernel::snapshot::{self, Snapshot};
 use crate::kernel::support::{self, Unsupported};
-use crate::kernel::{self_test, snapshot};
 use crate::sink::text::{Color, Text};
 
 /// The options of `trace`.
@@ -249,9 +251,16 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut missing = missing(&backend);
     let first = match self_test::run(&backend, &mut ring) {
         Ok(report) => {
-            missing.extend(report.failed().into_iter().map(|what| Missing {
-                what: what.to_owned(),
-                why: "its hook is attached but did not fire in the self-test".to_owned(),
+            missing.extend(report.failed().into_iter().map(|what| {
+                Missing {
+                    what: what.to_owned(),
+                    why: if report.lossy {
+                        "the ring buffer overflowed during the self-test, which proves nothing"
+                    } else {
+                        "its hook is attached but did not fire in the self-test"
+                    }
+                    .to_owned(),
+                }
             }));
             if verbose {
                 let _ = writeln!(
@@ -262,7 +271,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
                     report.took.as_millis()
                 );
             }
-            if report.failed().contains(&"bind") {
+            if report.failed().contains(&"bind") && !report.lossy {
                 return Err(Unsupported::new(
                     "cannot trace: the hooks are attached but do not fire",
                     "binds made by the self-test were not seen",
@@ -289,6 +298,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         });
     }
     give_back();
+    let found = find(&snapshot);
     let start = Event {
         time: Clock::now().at_monotonic(clock::monotonic()),
         body: Body::Start(start(&filter, missing)),
@@ -306,12 +316,28 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         control,
         first,
         snapshot,
+        found,
         start,
         filter,
         count: options.count,
         duration: options.duration,
         sinks,
     })
+}
+
+/// How long the start may be held up by reading who held sockets before.
+const FIND: Duration = Duration::from_millis(100);
+
+/// Reads from `/proc` who held sockets before, as many as the time allows: one that is killed right
+/// after the start is known then. The others are read beside the stream.
+fn find(snapshot: &Snapshot) -> Vec<Found> {
+    let begin = Instant::now();
+    snapshot
+        .processes()
+        .into_iter()
+        .take_while(|_| begin.elapsed() < FIND)
+        .filter_map(|pid| process::from_proc(Path::new("/proc"), pid))
+        .collect()
 }
 
 /// Gives the memory back that reading the kernel's types has taken.

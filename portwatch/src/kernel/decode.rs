@@ -35,8 +35,6 @@ pub struct Identity {
     pub time: u64,
     /// The process.
     pub task: Task,
-    /// Effective gid.
-    pub gid: u32,
     /// Its pid in its own pid namespace.
     pub namespace_pid: u32,
     /// Inode number of its network namespace.
@@ -168,7 +166,6 @@ fn identity(process: &Process, rest: &[u8]) -> Identity {
     Identity {
         time: process.header.time,
         task: process.task,
-        gid: process.gid,
         namespace_pid: process.namespace_pid,
         netns: process.netns,
         pidns: process.pidns,

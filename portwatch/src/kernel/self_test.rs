@@ -37,6 +37,8 @@ pub struct Report {
     pub proofs: Vec<Proof>,
     /// Records of others that came meanwhile: the beginning of the stream.
     pub others: Batch,
+    /// Whether records were lost meanwhile: then one that did not come proves nothing.
+    pub lossy: bool,
     /// How long it took.
     pub took: Duration,
 }
@@ -97,6 +99,7 @@ pub fn run(backend: &Backend, ring: &mut RingBuf<MapData>) -> anyhow::Result<Rep
     Ok(Report {
         proofs: expected.into_iter().map(|(proof, _)| proof).collect(),
         others: Batch::of(others.iter().map(Vec::as_slice), 0),
+        lossy: backend.losses().ring.values().any(|count| *count != 0),
         took: begin.elapsed(),
     })
 }

@@ -3,7 +3,7 @@
 //! Through the iterator, which sees every network namespace; or where there
 //! is none from `/proc`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use portwatch_common::record::SnapshotEntry;
@@ -34,6 +34,14 @@ pub struct Snapshot {
     /// Why it could not be had from the kernel's iterator, if it could not. Then releases of the
     /// sockets in it will not be seen.
     pub degraded: Option<String>,
+}
+
+impl Snapshot {
+    /// The processes in it, by pid.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<u32> {
+        self.held.iter().map(|held| held.tgid).collect()
+    }
 }
 
 const TCP_LISTEN: u8 = 10;

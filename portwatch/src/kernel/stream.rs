@@ -94,10 +94,19 @@ pub async fn run<T: From<Batch>>(
     let ring = unsafe { AsyncFd::register(ring) };
     let mut ring = ring.context("waiting for the ring buffer")?;
     let mut counted = Instant::now();
+    // What comes later than this is not part of the stream: otherwise it would not end while
+    // others write faster than it is read.
+    let mut end = None;
     loop {
-        let stopping = *stop.borrow();
+        if *stop.borrow() {
+            end.get_or_insert_with(clock::monotonic);
+        }
         let mut drained = drain(ring.get_mut());
-        let more = drained.block.len() >= BLOCK;
+        let mut more = drained.block.len() >= BLOCK;
+        let stopping = end.is_some();
+        if end.is_some_and(|end| drained.complete_until > end) {
+            more = false;
+        }
         if counted.elapsed() >= COUNT_LOSSES || (stopping && !more) {
             drained.losses = Some(backend.losses());
             counted = Instant::now();

@@ -83,6 +83,7 @@ pub fn actor(pid: u32, comm: &str, process: Process) -> Actor {
         comm_hex: None,
         uid: 1001,
         start_time: Time(NOON - 182 * MS),
+        gid: 1001,
         process: Arc::new(process),
     }
 }
@@ -95,7 +96,6 @@ pub fn runner() -> Process {
         comm_hex: None,
     };
     Process {
-        gid: Some(1001),
         args: Some(vec![
             "node".into(),
             "--enable-source-maps".into(),
