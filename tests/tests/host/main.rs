@@ -11,6 +11,7 @@ mod compat;
 mod connection;
 mod errors;
 mod filters;
+mod follow;
 mod listen;
 mod process;
 mod snapshot;
