@@ -17,7 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use portwatch_tests::trace::{check, read_lines};
 use portwatch_tests::{
-    Actor, LIMIT, Netns, Printed, Program, Socket, Trace, ended, portwatch, signal, start, wait,
+    Actor, LIMIT, Netns, Printed, Program, Scenario, Socket, Trace, ended, portwatch, signal,
+    start, wait,
 };
 use serde_json::{Value, json};
 
@@ -478,4 +479,20 @@ fn its_self_test_is_not_told() {
         .filter(|line| line["process"]["pid"] == own)
         .collect();
     assert!(of_itself.is_empty(), "{of_itself:?}");
+}
+
+/// What is known of bound sockets would fill the map if nobody is to see their end, and be told as
+/// lost: more of them than it holds, with a stream that wants listens only.
+#[test]
+fn binds_whose_release_is_not_wanted_fill_nothing() {
+    const MANY: usize = 70_000;
+    let _alone = alone();
+    let scenario = Scenario::traced(&["-e", "listen"]);
+    scenario.run(|| {
+        for _ in 0..MANY {
+            drop(Socket::udp4().bound("127.0.0.1:9"));
+        }
+    });
+    // The stream's end is checked: nothing lost.
+    scenario.end(&[]);
 }

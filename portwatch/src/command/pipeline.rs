@@ -481,15 +481,29 @@ fn write_out(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes all of it or nothing: no half a line is left behind on a full disk.
+/// Writes all of it, or as many whole lines as there is room for: no half a line is left behind on a
+/// full disk.
 fn write_whole(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     let begin = file.stream_position().ok();
-    file.write_all(bytes).inspect_err(|_| {
+    let mut written = 0;
+    while written < bytes.len() {
+        let error = match file.write(&bytes[written..]) {
+            Ok(0) => io::ErrorKind::WriteZero.into(),
+            Ok(count) => {
+                written += count;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => error,
+        };
+        let whole = bytes[..written].iter().rposition(|byte| *byte == b'\n');
         if let Some(begin) = begin {
             // What is not a regular file cannot be shortened.
-            let _ = file.set_len(begin);
+            let _ = file.set_len(begin + whole.map_or(0, |newline| newline as u64 + 1));
         }
-    })
+        return Err(error);
+    }
+    Ok(())
 }
 
 /// Tells something on standard error.

@@ -1,10 +1,10 @@
 //! `portwatch trace`: the whole stream.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -225,6 +225,11 @@ impl OutputOptions {
             .mode(0o600)
             .open(path)
             .with_context(|| format!("cannot write to {}", path.display()))?;
+        // A file that was there already keeps its mode otherwise; a device is left alone.
+        if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            file.set_permissions(Permissions::from_mode(0o600))
+                .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+        }
         Ok(Some((path.clone(), file)))
     }
 }

@@ -11,7 +11,6 @@ mod compat;
 mod connection;
 mod errors;
 mod filters;
-mod follow;
 mod listen;
 mod process;
 mod snapshot;
