@@ -77,20 +77,26 @@ pub fn inet_left(sk: Address, sockaddr: Address, length: u32, result: i32) {
         && call.sk == sk
         && call.requested.family != 0
     {
-        let mut now = MaybeUninit::uninit();
-        let now: &mut Requested = zeroed(&mut now);
-        read_requested::<true>(sockaddr, length, now);
-        if now.address != call.requested.address || now.port != call.requested.port {
-            call.rewritten.address = now.address;
-            call.rewritten.port = now.port;
-            call.rewritten.is = 1;
-        }
+        compare(call, sockaddr, length);
     }
     if let Some(call) = call::outside(sk) {
         if call.requested.family == 0 {
             read_requested::<true>(sockaddr, length, &mut call.requested);
         }
         returned(Some(sock::opened(sk)), 0, length, Some(call), result);
+    }
+}
+
+/// Notes if the address is not the one of the entry any more.
+#[inline(never)]
+fn compare(call: &mut Call, sockaddr: Address, length: u32) {
+    let mut now = MaybeUninit::uninit();
+    let now: &mut Requested = zeroed(&mut now);
+    read_requested::<true>(sockaddr, length, now);
+    if now.address != call.requested.address || now.port != call.requested.port {
+        call.rewritten.address = now.address;
+        call.rewritten.port = now.port;
+        call.rewritten.is = 1;
     }
 }
 

@@ -31,7 +31,9 @@ pub fn leave() {
 }
 
 /// bind(2) or listen(2) begins.
-#[inline(always)]
+///
+/// A function of its own, as its part of the stack is free again when the rest needs it.
+#[inline(never)]
 pub fn enter(kind: u32, descriptor: u32, address: Address, argument: u32) {
     let mut call = MaybeUninit::uninit();
     let call: &mut Call = zeroed(&mut call);
