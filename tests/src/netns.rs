@@ -167,7 +167,7 @@ impl Netns {
                     return;
                 }
                 assert!(
-                    begin.elapsed() < LIMIT,
+                    begin.elapsed() < *LIMIT,
                     "the socket with ports {ports:?} does not get on:\n{sockets}"
                 );
                 thread::yield_now();
