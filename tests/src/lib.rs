@@ -34,13 +34,14 @@ pub use scenario::Scenario;
 pub use socket::Socket;
 pub use trace::Trace;
 
-/// How long anything may take before it has failed: ten seconds, times the number in
-/// `PORTWATCH_TEST_PATIENCE`, for machines that are slower.
-pub static LIMIT: LazyLock<Duration> = LazyLock::new(|| {
+/// How many times slower than usual this machine may be: `PORTWATCH_TEST_PATIENCE`, or once.
+pub fn patience() -> u32 {
     let patience = std::env::var("PORTWATCH_TEST_PATIENCE");
-    let times = patience.map_or(1, |times| times.parse().unwrap());
-    Duration::from_secs(10) * times
-});
+    patience.map_or(1, |times| times.parse().unwrap())
+}
+
+/// How long anything may take before it has failed.
+pub static LIMIT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(10) * patience());
 
 /// Between fork and exec a child has a copy of every descriptor, and whoever
 /// closes the last one is told as who released the socket: while a test closes

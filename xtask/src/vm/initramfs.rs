@@ -15,8 +15,9 @@ const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/fa
     nobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n";
 
-/// What of the checkout the tests read, which look for it where it was built.
-const READ_BY_TESTS: [&str; 1] = ["docs/schema/portwatch-1.schema.json"];
+/// What of the checkout the tests read, which look for it where it was built, and what
+/// makes the folder through which their path to it leads.
+const READ_BY_TESTS: [&str; 2] = ["docs/schema/portwatch-1.schema.json", "tests/Cargo.toml"];
 
 /// Makes one for a kernel. `settings` are variables of the shell that `init.sh` knows.
 ///
