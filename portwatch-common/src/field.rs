@@ -41,6 +41,12 @@ macro_rules! for_each_field {
             REGS_COMPAT_ARG2: plain required "pt_regs:dx|pt_regs:regs[2]",
             TASK_COMPAT_WORD: plain optional "task_struct:thread_info.status",
             REGS_COMPAT_WORD: plain optional "pt_regs:pstate",
+            // At the entry of a kernel function its arguments, at its exit what it returns.
+            REGS_CALL0: plain required "pt_regs:di|pt_regs:regs[0]",
+            REGS_CALL1: plain required "pt_regs:si|pt_regs:regs[1]",
+            REGS_CALL2: plain required "pt_regs:dx|pt_regs:regs[2]",
+            REGS_CALL3: plain required "pt_regs:cx|pt_regs:regs[3]",
+            REGS_RETURN: plain required "pt_regs:ax|pt_regs:regs[0]",
 
             // From a descriptor to its socket.
             TASK_FILES: plain required "task_struct:files",
@@ -74,6 +80,8 @@ macro_rules! for_each_field {
             SOCK_PROTOCOL: plain required "sock:sk_protocol",
             SOCK_TYPE: plain required "sock:sk_type",
             SOCK_USERLOCKS: bits required "sock:sk_userlocks",
+            SOCK_KERNEL: bits required "sock:sk_kern_sock",
+            SOCK_SOCKET: plain required "sock:sk_socket",
             // inet_flags since 6.6, single bits before.
             INET_FLAGS: plain optional "inet_sock:inet_flags",
             INET_FREEBIND: bits optional "inet_sock:freebind",

@@ -1,6 +1,6 @@
 //! Keys and values of the BPF maps that both sides use.
 
-use crate::record::{Task, plain};
+use crate::record::{Requested, Rewritten, Task, plain};
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -50,6 +50,36 @@ plain! {
         pub reserved: u16,
     }
 
+    /// Value of the map `CALLS`: the bind or listen that a thread is in.
+    pub struct Call {
+        /// One of [`call`].
+        pub kind: u32,
+        /// 1 once the kernel's `inet_bind` or `inet_listen` was entered for it.
+        pub reached: u32,
+        /// The descriptor of a system call.
+        pub descriptor: u32,
+        /// Length of the address given to a system call, or backlog of a listen.
+        pub argument: u32,
+        /// The address in user memory given to a system call.
+        pub address: u64,
+        /// The socket that `inet_bind` or `inet_listen` was entered for.
+        pub sk: u64,
+        /// The address in kernel memory given to `inet_bind`.
+        pub sockaddr: u64,
+        /// What was asked of `inet_bind`, at its entry.
+        pub requested: Requested,
+        /// What a cgroup program made of it.
+        pub rewritten: Rewritten,
+    }
+
+    /// Value of the map `AUTOBINDING`: the port that a thread asks for, where its return is probed.
+    pub struct Autobinding {
+        /// The socket.
+        pub sk: u64,
+        /// The port asked for.
+        pub port: u64,
+    }
+
     /// Value of the map `CANCELLED`: the timewait socket cancelled last on a processor.
     pub struct Cancelled {
         /// Which connection it was.
@@ -59,6 +89,16 @@ plain! {
         /// When (CLOCK_MONOTONIC, ns).
         pub time: u64,
     }
+}
+
+/// Values of [`Call::kind`].
+pub mod call {
+    /// bind(2).
+    pub const BIND: u32 = 1;
+    /// listen(2).
+    pub const LISTEN: u32 = 2;
+    /// None of both: the kernel binds or listens for itself, or for io_uring.
+    pub const OUTSIDE: u32 = 3;
 }
 
 /// Indexes of the map `CONTROL`.
@@ -108,10 +148,19 @@ pub mod lost {
 
     /// Bound sockets that did not fit into the map `BOUND`: their release will not be seen.
     pub const BOUND: u32 = kind::COUNT as u32;
+    /// Returns of a thread's bind(2) or listen(2) that no kretprobe saw.
+    pub const KRETPROBE: u32 = BOUND + 1;
     /// How many indexes there are.
-    pub const COUNT: u32 = BOUND + 1;
+    pub const COUNT: u32 = KRETPROBE + 1;
 }
 
+/// Capacity of the map `CALLS`: threads in a bind or listen at a time, and some more, since it is an
+/// LRU map, which evicts in batches.
+pub const CALLS_CAPACITY: u32 = 8_192;
+/// Capacity of the map `AUTOBINDING`.
+pub const AUTOBINDING_CAPACITY: u32 = 4_096;
+/// Capacity of the map `ENDING`.
+pub const ENDING_CAPACITY: u32 = 1_024;
 /// Capacity of the map `BOUND`.
 pub const BOUND_CAPACITY: u32 = 65_536;
 /// Capacity of the map `CLOSERS`.

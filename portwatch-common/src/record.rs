@@ -75,6 +75,15 @@ pub mod option {
     pub const BIND_ADDRESS_NO_PORT: u16 = 1 << 5;
 }
 
+/// Bits of [`Socket::flags`].
+pub mod socket_flag {
+    /// The socket is the kernel's own (`sk_kern_sock`): no descriptor leads to it.
+    pub const KERNEL: u16 = 1 << 0;
+    /// The port was to be chosen by the kernel, for connect(2) or sendto(2) and the like without a
+    /// bind(2) before.
+    pub const AUTOBIND: u16 = 1 << 1;
+}
+
 /// Bits of [`Task::flags`].
 pub mod task_flag {
     /// The task is a kernel thread (PF_KTHREAD), so it says nothing of who did it.
@@ -173,8 +182,8 @@ plain! {
         pub state: u8,
         /// `tw_substate` of a timewait socket, else 0.
         pub substate: u8,
-        /// Of no meaning; fills the struct up.
-        pub reserved: u16,
+        /// Bits of [`socket_flag`].
+        pub flags: u16,
     }
 
     /// The address a caller gave to bind(2).
@@ -193,7 +202,19 @@ plain! {
         pub read: u32,
     }
 
-    /// A bind(2) has returned.
+    /// The address that a cgroup program put in place of the one asked for.
+    pub struct Rewritten {
+        /// First 4 or 16 bytes of the address.
+        pub address: [u8; 16],
+        /// The port.
+        pub port: u16,
+        /// 1 if there was such a program and it changed something, else 0.
+        pub is: u16,
+        /// Of no meaning; fills the struct up.
+        pub reserved: u32,
+    }
+
+    /// A bind has returned.
     pub struct Bind {
         /// With [`kind::BIND`].
         pub header: Header,
@@ -203,6 +224,8 @@ plain! {
         pub socket: Socket,
         /// The address asked for.
         pub requested: Requested,
+        /// The address that was bound to instead.
+        pub rewritten: Rewritten,
         /// 0, or a negative errno.
         pub result: i32,
         /// How many bytes of `path` are set.

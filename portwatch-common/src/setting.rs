@@ -25,6 +25,12 @@ macro_rules! for_each_setting {
             TIMEWAIT_HANDLER: u64,
             /// Address of `reqsk_timer_handler`, or 0.
             REQUEST_HANDLER: u64,
+            /// 1 where binds are seen at `inet_bind_sk(sk, …)`, 0 where at `inet_bind(socket, …)`.
+            BIND_TAKES_SK: u32,
+            /// 1 where listens are seen at `__inet_listen_sk(sk, …)`, 0 where at `inet_listen(socket, …)`.
+            LISTEN_TAKES_SK: u32,
+            /// 1 where `inet_twsk_hashdance_schedule` arms the timer, 0 where it was armed before.
+            HASHDANCE_SCHEDULES: u32,
             /// Number of the `inet_flags` bit of IP_FREEBIND.
             FLAG_FREEBIND: u32,
             /// Number of the `inet_flags` bit of IP_TRANSPARENT.

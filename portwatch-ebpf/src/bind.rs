@@ -1,60 +1,125 @@
-//! bind(2): an attempt, as it came back.
+//! bind: an attempt, as it came back.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_user};
-use portwatch_common::map::{Bound, filter as filters, lost};
+use portwatch_common::map::{Bound, Call, call as calls, filter as filters, lost};
 use portwatch_common::record::{
-    Bind, BindUnix, Requested, Socket, Task, UNIX_PATH, kind, task_flag,
+    Bind, BindUnix, Requested, Rewritten, Socket, Task, UNIX_PATH, kind, task_flag,
 };
 
-use crate::layout::{Address, read_user, zero, zeroed};
+use crate::layout::{Address, read_at, read_user, zero, zeroed};
 use crate::maps::BOUND;
 use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
-use crate::task;
-use crate::{emit, filter};
+use crate::{call, emit, filter, task};
 
 /// Offset of `sun_path` in `struct sockaddr_un`.
 const SUN_PATH: u32 = 2;
 
-/// Reads a `struct sockaddr` of the caller's. What could not be read is zero.
+/// Reads a value of the caller's memory, or of the kernel's.
 #[inline(always)]
-fn read_requested(address: Address, length: u32, requested: &mut Requested) {
+fn peek<const KERNEL: bool, T: Copy + Default>(address: Address) -> Option<T> {
+    if KERNEL {
+        Some(read_at(address))
+    } else {
+        read_user(address)
+    }
+}
+
+/// Reads a `struct sockaddr`. What could not be read is zero.
+#[inline(always)]
+fn read_requested<const KERNEL: bool>(address: Address, length: u32, requested: &mut Requested) {
     requested.length = length;
     if length < 4 {
         // An AF_UNIX socket that the kernel is to name (autobind) has a family and no more.
         if length >= SUN_PATH {
-            requested.family = read_user(address).unwrap_or(0);
+            requested.family = peek::<KERNEL, u16>(address).unwrap_or(0);
         }
         return;
     }
     // sa_family and the port in one go.
-    let Some(head) = read_user::<[u16; 2]>(address) else {
+    let Some(head) = peek::<KERNEL, [u16; 2]>(address) else {
         return;
     };
     requested.family = head[0];
     requested.read = 4;
     if requested.family == AF_INET && length >= 8 {
-        if let Some(ip) = read_user(address.wrapping_add(4)) {
+        if let Some(ip) = peek::<KERNEL, [u8; 4]>(address.wrapping_add(4)) {
             *sock::first_four(&mut requested.address) = ip;
             requested.port = u16::from_be(head[1]);
             requested.read = 8;
         }
     } else if requested.family == AF_INET6 && length >= 24 {
-        if let Some(ip) = read_user(address.wrapping_add(8)) {
+        if let Some(ip) = peek::<KERNEL, [u8; 16]>(address.wrapping_add(8)) {
             requested.address = ip;
             requested.port = u16::from_be(head[1]);
             requested.read = 24;
         }
         if length >= 28 {
-            requested.scope = read_user(address.wrapping_add(24)).unwrap_or(0);
+            requested.scope = peek::<KERNEL, u32>(address.wrapping_add(24)).unwrap_or(0);
         }
     }
 }
 
-/// A bind(2) of the current task has returned.
+/// `inet_bind` begins with this address in the kernel's memory.
+#[inline(always)]
+pub fn inet_entered(sk: Address, sockaddr: Address, length: u32) {
+    if let Some(call) = call::reach(sk, sockaddr, length) {
+        read_requested::<true>(sockaddr, length, &mut call.requested);
+    }
+}
+
+/// `inet_bind` is about to return. A cgroup program may have written another address over the one
+/// that was asked for (`BPF_CGROUP_RUN_PROG_INET_BIND_LOCK` in `inet_bind_sk`, net/ipv4/af_inet.c).
+#[inline(always)]
+pub fn inet_left(sk: Address, sockaddr: Address, length: u32, result: i32) {
+    if let Some(call) = call::current()
+        && call.sk == sk
+        && call.requested.family != 0
+    {
+        compare(call, sockaddr, length);
+    }
+    if let Some(call) = call::outside(sk) {
+        if call.requested.family == 0 {
+            read_requested::<true>(sockaddr, length, &mut call.requested);
+        }
+        returned(Some(sock::opened(sk)), 0, length, Some(call), result);
+    }
+}
+
+/// Notes if the address is not the one of the entry any more.
 #[inline(never)]
-pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i32) {
+fn compare(call: &mut Call, sockaddr: Address, length: u32) {
+    let mut now = MaybeUninit::uninit();
+    let now: &mut Requested = zeroed(&mut now);
+    read_requested::<true>(sockaddr, length, now);
+    if now.address != call.requested.address || now.port != call.requested.port {
+        call.rewritten.address = now.address;
+        call.rewritten.port = now.port;
+        call.rewritten.is = 1;
+    }
+}
+
+/// bind(2) is about to return.
+#[inline(always)]
+pub fn left(descriptor: u32, address: Address, length: u32, result: i32) {
+    let opened = sock::of_descriptor(descriptor);
+    if !opened.is_some_and(|opened| call::was_told(opened.sk)) {
+        let call = call::current().filter(|call| call.kind == calls::BIND);
+        returned(opened, address, length, call.as_deref(), result);
+    }
+    call::leave();
+}
+
+/// A bind of the current task has returned: with `call` as of its entry, where that was seen.
+#[inline(never)]
+pub fn returned(
+    opened: Option<Opened>,
+    address: Address,
+    length: u32,
+    call: Option<&Call>,
+    result: i32,
+) {
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
     task::current(task);
@@ -66,11 +131,18 @@ pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i
     task::identify(task);
     let mut requested = MaybeUninit::uninit();
     let requested: &mut Requested = zeroed(&mut requested);
-    read_requested(address, length, requested);
+    match call {
+        // A thread beside may have changed its memory since.
+        Some(call) if call.requested.family != 0 => *requested = call.requested,
+        _ => read_requested::<false>(address, length, requested),
+    }
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
     if let Some(opened) = opened {
         sock::describe(opened.sk, opened.inode, socket);
+        if call.is_some_and(|call| call.kind == calls::OUTSIDE) {
+            socket.flags = sock::owner(opened.sk);
+        }
     }
     // What is no socket is judged by the address it was given.
     let family = if opened.is_some() {
@@ -95,7 +167,8 @@ pub fn returned(opened: Option<Opened>, address: Address, length: u32, result: i
     if family == AF_UNIX {
         send_unix(task, socket, requested, address, result);
     } else {
-        send(opened, task, socket, requested, result);
+        let rewritten = call.map(|call| &call.rewritten);
+        send(opened, task, socket, requested, rewritten, result);
     }
 }
 
@@ -127,14 +200,25 @@ pub fn describe(socket: &Socket, bound: &mut Bound) {
     bound.local_port = socket.local_port;
 }
 
+/// Sends the record of a bind.
 #[inline(always)]
-fn send(opened: Option<Opened>, task: &Task, socket: &Socket, requested: &Requested, result: i32) {
+pub fn send(
+    opened: Option<Opened>,
+    task: &Task,
+    socket: &Socket,
+    requested: &Requested,
+    rewritten: Option<&Rewritten>,
+    result: i32,
+) {
     let Some(mut entry) = emit::reserve::<Bind>(kind::BIND) else {
         return;
     };
     // SAFETY: the entry is reserved, writable memory of the right size.
     unsafe {
         fill(entry.as_mut_ptr(), task, socket, requested, result);
+        if let Some(rewritten) = rewritten {
+            emit::put(&raw mut (*entry.as_mut_ptr()).rewritten, rewritten);
+        }
         if let Some(opened) = opened {
             sock::device_name(opened.sk, socket.device, &mut (*entry.as_mut_ptr()).device);
         }
@@ -160,6 +244,7 @@ unsafe fn fill(
         emit::put(&raw mut (*record).requested, requested);
         (*record).result = result;
         (*record).path_length = 0;
+        zero(&raw mut (*record).rewritten);
         zero(&raw mut (*record).device);
     }
 }

@@ -1,4 +1,4 @@
-//! listen(2): an attempt, as it came back.
+//! listen: an attempt, as it came back.
 
 use core::mem::MaybeUninit;
 
@@ -9,12 +9,36 @@ use portwatch_common::record::{Listen, ListenUnix, Socket, Task, UNIX_PATH, kind
 use crate::layout::{self, Address, read, zero, zeroed};
 use crate::maps::BOUND;
 use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
-use crate::task;
-use crate::{bind, emit, filter};
+use crate::{bind, call, emit, filter, task};
 
-/// A listen(2) of the current task has returned.
+/// `inet_listen` begins.
+#[inline(always)]
+pub fn inet_entered(sk: Address, backlog: i32) {
+    let _ = call::reach(sk, 0, backlog as u32);
+}
+
+/// `inet_listen` is about to return. Within listen(2) its own return is told.
+#[inline(always)]
+pub fn inet_left(sk: Address, backlog: i32, result: i32) {
+    if call::outside(sk).is_some() {
+        returned(Some(sock::opened(sk)), backlog, sock::owner(sk), result);
+    }
+}
+
+/// listen(2) is about to return.
+#[inline(always)]
+pub fn left(descriptor: u32, backlog: i32, result: i32) {
+    let opened = sock::of_descriptor(descriptor);
+    if !opened.is_some_and(|opened| call::was_told(opened.sk)) {
+        returned(opened, backlog, 0, result);
+    }
+    call::leave();
+}
+
+/// A listen of the current task has returned, on a socket with these bits of
+/// [`portwatch_common::record::socket_flag`].
 #[inline(never)]
-pub fn returned(opened: Option<Opened>, backlog: i32, result: i32) {
+pub fn returned(opened: Option<Opened>, backlog: i32, flags: u16, result: i32) {
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
     task::current(task);
@@ -34,6 +58,7 @@ pub fn returned(opened: Option<Opened>, backlog: i32, result: i32) {
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
     sock::describe(opened.sk, opened.inode, socket);
+    socket.flags = flags;
     let wanted = match socket.family {
         AF_INET | AF_INET6 => filter::socket(socket),
         AF_UNIX => filter::is_set(filters::UNIX),

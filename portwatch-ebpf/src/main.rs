@@ -1,7 +1,8 @@
 //! The kernel side of portwatch: one file per kernel path.
 //!
-//! Adapters ([`tracepoint`]) fetch arguments and call handlers ([`bind`],
-//! [`listen`], [`release`], [`timewait`], [`task`], [`snapshot`]), which write
+//! Adapters, a file for each backend ([`trampoline`], [`kprobe`],
+//! [`tracepoint`]), fetch arguments and call handlers ([`bind`], [`listen`],
+//! [`autobind`], [`release`], [`timewait`], [`task`], [`snapshot`]), which write
 //! records through [`emit`]. Kernel memory is read through [`layout`] and
 //! nowhere else; what counts as interesting is for [`filter`] to say.
 #![no_std]
@@ -9,9 +10,12 @@
 // Inline assembly for BPF is not stable yet.
 #![feature(asm_experimental_arch)]
 
+mod autobind;
 mod bind;
+mod call;
 mod emit;
 mod filter;
+mod kprobe;
 mod layout;
 mod listen;
 mod maps;
@@ -21,6 +25,7 @@ mod sock;
 mod task;
 mod timewait;
 mod tracepoint;
+mod trampoline;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -5,8 +5,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use portwatch_common::map::{
-    BOUND_CAPACITY, Bound, CLOSERS_CAPACITY, CONNECTING_CAPACITY, Cancelled, Endpoints,
-    FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Peer, QUERIES_CAPACITY, control, lost,
+    AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY,
+    CONNECTING_CAPACITY, Call, Cancelled, ENDING_CAPACITY, Endpoints, FILTER_CAPACITY,
+    IDENTIFIED_CAPACITY, PORT_WORDS, Peer, QUERIES_CAPACITY, control, lost,
 };
 use portwatch_common::record::Task;
 
@@ -21,6 +22,21 @@ pub static CONTROL: Array<u32> = Array::with_max_entries(control::COUNT, 0);
 /// What got lost, by the indexes of [`lost`].
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT, 0);
+
+/// The bind or listen that a thread is in, by `bpf_get_current_pid_tgid`.
+///
+/// An LRU, since one outside of a system call stays behind: see [`crate::call::was_told`].
+#[map]
+pub static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(CALLS_CAPACITY, 0);
+
+/// What a thread asks of `connect` or `get_port`, by `bpf_get_current_pid_tgid`, for the kretprobe.
+#[map]
+pub static AUTOBINDING: LruHashMap<u64, Autobinding> =
+    LruHashMap::with_max_entries(AUTOBINDING_CAPACITY, 0);
+
+/// Why a timewait socket, by its address, is ended before its time.
+#[map]
+pub static ENDING: LruHashMap<u64, u32> = LruHashMap::with_max_entries(ENDING_CAPACITY, 0);
 
 /// Bound sockets, by the address of their `struct sock`.
 ///

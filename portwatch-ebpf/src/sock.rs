@@ -2,7 +2,7 @@
 
 use aya_ebpf::{Global, helpers::bpf_get_current_task};
 use portwatch_common::map::{Endpoints, filter as filters};
-use portwatch_common::record::{Socket, option};
+use portwatch_common::record::{Socket, option, socket_flag};
 
 use crate::filter;
 use crate::layout::{self, Address, read, read_at, read_bits, read_into, zero};
@@ -39,6 +39,22 @@ pub fn of_descriptor(descriptor: u32) -> Option<Opened> {
     of_file(read_at(slots.wrapping_add(u64::from(descriptor) * 8)))
 }
 
+/// What there is around a `struct sock`: the inode of its file, if it has one.
+#[inline(always)]
+pub fn opened(sk: Address) -> Opened {
+    let socket: Address = read(sk, &layout::SOCK_SOCKET);
+    let file: Address = read(socket, &layout::SOCKET_FILE);
+    let inode: Address = read(file, &layout::FILE_INODE);
+    Opened {
+        sk,
+        inode: if file == 0 {
+            0
+        } else {
+            read(inode, &layout::INODE_INO)
+        },
+    }
+}
+
 /// The socket behind a `struct file`.
 #[inline(always)]
 pub fn of_file(file: Address) -> Option<Opened> {
@@ -70,6 +86,12 @@ pub fn concerns_us(sk: Address) -> bool {
         AF_UNIX => filter::is_set(filters::UNIX),
         _ => false,
     }
+}
+
+/// Bits of [`portwatch_common::record::socket_flag`] that tell whose a socket is.
+#[inline(always)]
+pub fn owner(sk: Address) -> u16 {
+    read_bits(sk, &layout::SOCK_KERNEL) as u16 * socket_flag::KERNEL
 }
 
 /// The address family of a `struct sock`.

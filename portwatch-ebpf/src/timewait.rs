@@ -1,10 +1,11 @@
 //! TIME_WAIT: its begin, its end, and who closed the connection.
 //!
-//! No tracepoint reports TIME_WAIT itself, so its timer is watched: a timer
-//! whose function is `tw_timer_handler` lies within an `inet_timewait_sock`
-//! (net/ipv4/inet_timewait_sock.c, 5.10 to 7.3). `mod_timer` of a pending
-//! timer cancels and starts it; cancelling also comes just before expiry.
-//! What the sequence means is for the user side to say.
+//! Where the functions of net/ipv4/inet_timewait_sock.c can be hooked, they
+//! tell it exactly. No tracepoint reports TIME_WAIT, so where there is nothing
+//! else its timer is watched: a timer whose function is `tw_timer_handler` lies
+//! within an `inet_timewait_sock` (5.10 to 7.3). `mod_timer` of a pending timer
+//! cancels and starts it; cancelling also comes just before expiry. What such a
+//! sequence means is for the user side to say.
 
 use core::mem::MaybeUninit;
 
@@ -16,10 +17,8 @@ use portwatch_common::map::{Cancelled, Peer, filter as filters};
 use portwatch_common::record::{Socket, Task, Timewait, cancel, kind, task_flag};
 
 use crate::layout::{self, Address, read, zeroed};
-use crate::maps::{CANCELLED, CLOSERS, CONNECTING, QUERIES};
-use crate::sock::{self};
-use crate::task;
-use crate::{emit, filter, release};
+use crate::maps::{CANCELLED, CLOSERS, CONNECTING, ENDING, QUERIES};
+use crate::{emit, filter, release, sock, task};
 
 // enum in include/net/tcp_states.h
 const TCP_SYN_SENT: i32 = 2;
@@ -87,7 +86,7 @@ fn closing(sk: Address, new: i32) {
 
 /// The timewait socket that a timer belongs to.
 #[inline(always)]
-fn of_timer(timer: Address) -> Address {
+pub fn of_timer(timer: Address) -> Address {
     timer.wrapping_sub(u64::from(layout::TW_TIMER.load()))
 }
 
@@ -96,12 +95,28 @@ fn wanted(socket: &Socket) -> bool {
     !filter::is_set(filters::FAILED) && filter::socket(socket)
 }
 
+/// Jiffies until a timewait socket's timer expires.
+#[inline(always)]
+fn expires_in(tw: Address) -> u64 {
+    let timer = tw.wrapping_add(u64::from(layout::TW_TIMER.load()));
+    let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_jiffies64() };
+    expires.saturating_sub(now)
+}
+
 /// A timewait socket's timer was armed.
 #[inline(always)]
-pub fn started(timer: Address) {
+pub fn armed(tw: Address) {
+    armed_for(tw, expires_in(tw));
+}
+
+/// A timewait socket's timer is armed for this many jiffies.
+#[inline(always)]
+pub fn armed_for(tw: Address, expires_in: u64) {
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    sock::describe_timewait(of_timer(timer), socket);
+    sock::describe_timewait(tw, socket);
     if !wanted(socket) {
         return;
     }
@@ -114,14 +129,11 @@ pub fn started(timer: Address) {
     if socket.substate == TCP_TIME_WAIT {
         let _ = CLOSERS.remove(&endpoints);
     }
-    let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_jiffies64() };
     send(
         kind::TIMEWAIT_START,
         &closer,
         socket,
-        expires.saturating_sub(now),
+        expires_in,
         cancel::UNKNOWN,
     );
 }
@@ -157,13 +169,10 @@ fn found(seq: *mut core::ffi::c_void, tw: Address) {
         return;
     }
     record.header.kind = kind::TIMEWAIT_FOUND;
-    // SAFETY: the helpers have no preconditions.
-    let (now, jiffies) = unsafe { (bpf_ktime_get_ns(), bpf_jiffies64()) };
-    record.header.time = now;
+    // SAFETY: the helper has no preconditions.
+    record.header.time = unsafe { bpf_ktime_get_ns() };
     record.task.flags = task_flag::UNKNOWN;
-    let timer = tw.wrapping_add(u64::from(layout::TW_TIMER.load()));
-    let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
-    record.expires_in = expires.saturating_sub(jiffies);
+    record.expires_in = expires_in(tw);
     // SAFETY: `record` is valid for its length; if the buffer is full the kernel calls again.
     unsafe {
         bpf_seq_write(
@@ -176,16 +185,20 @@ fn found(seq: *mut core::ffi::c_void, tw: Address) {
 
 /// A timewait socket's timer was taken off the wheel: it is rearmed, or expires, or the socket is done with.
 #[inline(always)]
-pub fn cancelled(timer: Address) {
-    let tw = of_timer(timer);
+pub fn cancelled(tw: Address) {
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
     sock::describe_timewait(tw, socket);
-    if !wanted(socket) {
-        return;
+    if wanted(socket) {
+        cancel_for(tw, socket, reason(tw, socket));
     }
+}
+
+#[inline(always)]
+fn cancel_for(tw: Address, socket: &Socket, reason: u32) {
     if let Some(slot) = CANCELLED.get_ptr_mut(0) {
-        // SAFETY: the pointer is valid and aligned; timers are cancelled with interrupts off.
+        // SAFETY: the pointer is valid and aligned; timers are cancelled with interrupts off, and
+        // timewait sockets killed with softirqs off.
         unsafe {
             slot.write(Cancelled {
                 endpoints: sock::endpoints(socket),
@@ -194,13 +207,38 @@ pub fn cancelled(timer: Address) {
             });
         }
     }
-    send(
-        kind::TIMEWAIT_CANCEL,
-        &task::UNKNOWN,
-        socket,
-        0,
-        reason(tw, socket),
-    );
+    send(kind::TIMEWAIT_CANCEL, &task::UNKNOWN, socket, 0, reason);
+}
+
+/// A timewait socket is about to be ended before its time (`inet_twsk_deschedule_put`), unless its
+/// timer is faster: [`killed`] tells.
+#[inline(always)]
+pub fn descheduled(tw: Address) {
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe_timewait(tw, socket);
+    if wanted(socket) {
+        let _ = ENDING.insert(tw, reason(tw, socket), 0);
+    }
+}
+
+/// A timewait socket is at its end.
+#[inline(always)]
+pub fn killed(tw: Address) {
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
+    sock::describe_timewait(tw, socket);
+    if !wanted(socket) {
+        return;
+    }
+    if let Some(reason) = ENDING.get_ptr(tw) {
+        // SAFETY: the pointer is valid and aligned for the program's duration.
+        let reason = unsafe { *reason };
+        let _ = ENDING.remove(tw);
+        cancel_for(tw, socket, reason);
+    } else {
+        expire(socket);
+    }
 }
 
 /// Why a timer is being cancelled, as far as it can be told from here.
@@ -230,29 +268,31 @@ fn reason(tw: Address, socket: &Socket) -> u32 {
 
 /// A timewait socket's timer has expired.
 #[inline(always)]
-pub fn expired(timer: Address) {
+pub fn expired(tw: Address) {
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    sock::describe_timewait(of_timer(timer), socket);
+    sock::describe_timewait(tw, socket);
     if wanted(socket) {
-        send(
-            kind::TIMEWAIT_EXPIRE,
-            &task::UNKNOWN,
-            socket,
-            0,
-            cancel::UNKNOWN,
-        );
+        expire(socket);
     }
+}
+
+#[inline(always)]
+fn expire(socket: &Socket) {
+    send(
+        kind::TIMEWAIT_EXPIRE,
+        &task::UNKNOWN,
+        socket,
+        0,
+        cancel::UNKNOWN,
+    );
 }
 
 /// A connection request was accepted: if a timewait socket of the same ports
 /// went a moment ago on this processor, it went for this (TCP_TW_SYN in tcp_v4_rcv).
 #[inline(always)]
-pub fn requested(timer: Address) {
+pub fn requested(request: Address) {
     let Some(slot) = CANCELLED.get_ptr_mut(0) else {
-        return;
-    };
-    let Some(offset) = layout::address(0, &layout::REQUEST_TIMER) else {
         return;
     };
     // SAFETY: the pointer is valid and aligned for the program's duration.
@@ -262,7 +302,6 @@ pub fn requested(timer: Address) {
     if cancelled.address == 0 || now.wrapping_sub(cancelled.time) > SUCCESSION {
         return;
     }
-    let request = timer.wrapping_sub(offset);
     let net: Address = read(request, &layout::SOCK_NET);
     if cancelled.endpoints.netns != read(net, &layout::NET_INUM)
         || cancelled.endpoints.local_port != read(request, &layout::SOCK_NUM)

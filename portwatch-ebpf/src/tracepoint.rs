@@ -104,12 +104,13 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         Some(Call::Bind(descriptor, address, length)) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "bind of {} returned {}", descriptor, result);
-            bind::returned(of_descriptor(descriptor), address, length, result as i32);
+            let opened = of_descriptor(descriptor);
+            bind::returned(opened, address, length, None, result as i32);
         }
         Some(Call::Listen(descriptor, backlog)) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "listen on {} returned {}", descriptor, result);
-            listen::returned(of_descriptor(descriptor), backlog, result as i32);
+            listen::returned(of_descriptor(descriptor), backlog, 0, result as i32);
         }
         None => {}
     }
@@ -153,9 +154,11 @@ pub fn timer_start(ctx: BtfTracePointContext) -> i32 {
     let timer: *const u8 = ctx.arg(0);
     let handler = handler(timer);
     if handler == layout::TIMEWAIT_HANDLER.load() {
-        timewait::started(timer as Address);
-    } else if handler == layout::REQUEST_HANDLER.load() {
-        timewait::requested(timer as Address);
+        timewait::armed(timewait::of_timer(timer as Address));
+    } else if handler == layout::REQUEST_HANDLER.load()
+        && let Some(offset) = layout::address(0, &layout::REQUEST_TIMER)
+    {
+        timewait::requested((timer as Address).wrapping_sub(offset));
     }
     0
 }
@@ -165,7 +168,7 @@ pub fn timer_start(ctx: BtfTracePointContext) -> i32 {
 pub fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
     let timer: *const u8 = ctx.arg(0);
     if handler(timer) == layout::TIMEWAIT_HANDLER.load() {
-        timewait::cancelled(timer as Address);
+        timewait::cancelled(timewait::of_timer(timer as Address));
     }
     0
 }
@@ -175,7 +178,7 @@ pub fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
 pub fn timer_expire_entry(ctx: BtfTracePointContext) -> i32 {
     let timer: *const u8 = ctx.arg(0);
     if handler(timer) == layout::TIMEWAIT_HANDLER.load() {
-        timewait::expired(timer as Address);
+        timewait::expired(timewait::of_timer(timer as Address));
     }
     0
 }

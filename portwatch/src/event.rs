@@ -161,8 +161,13 @@ impl JsonSchema for Time {
 pub struct Start {
     /// Version of portwatch.
     pub version: String,
-    /// The backend in use.
+    /// The backend that sees bind and listen.
     pub backend: String,
+    /// The backend that does each part of the work.
+    pub parts: BTreeMap<String, String>,
+    /// The backends that were tried for a part and not taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
     /// Release of the kernel, as `uname -r` prints it.
     pub kernel: String,
     /// `/proc/sys/kernel/random/boot_id`: tells the hosts and boots of collected streams apart.
@@ -173,6 +178,17 @@ pub struct Start {
     /// What cannot be seen on this host, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<Missing>,
+}
+
+/// A backend that was tried and not taken.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Step {
+    /// The part of the work.
+    pub part: String,
+    /// The backend.
+    pub backend: String,
+    /// Why it was not taken.
+    pub why: String,
 }
 
 /// Something that cannot be seen on this host.
@@ -215,9 +231,13 @@ pub struct Bind {
     pub result: Result,
     /// The socket; `local` is what it is bound to, or after a failure what was asked for.
     pub socket: Socket,
-    /// What was asked for, where it is not what the socket got.
+    /// What was asked for, where it is not what the socket got, or what the kernel tried: a cgroup
+    /// program may put another address in its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested: Option<Address>,
+    /// Nobody called bind(2): connect(2), sendto(2) or the like needed a port, and there was none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub autobind: bool,
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Actor>,
@@ -481,6 +501,9 @@ pub struct Socket {
     /// Inode number of the socket, as in `/proc/PID/fd` and `ss -e`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
+    /// The socket is the kernel's own: no descriptor leads to it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kernel: bool,
 }
 
 /// Options of a socket: a set of bits of [`portwatch_common::record::option`].

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
-use portwatch_common::record::{self, Requested, kind};
+use portwatch_common::record::{self, Requested, kind, socket_flag};
 
 use self::container::Containers;
 use self::order::Order;
@@ -17,9 +17,9 @@ use crate::event::{
     AbstractText, Actor, Address, Bind, Body, Event, Family, Listen, Lost, Options, Outcome,
     PathText, Phase, Release, Result, Socket, State, Timewait, Transport, text,
 };
-use crate::kernel::backend::Losses;
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
+use crate::kernel::losses::Losses;
 use crate::kernel::snapshot::Held;
 use crate::kernel::stream::Batch;
 
@@ -196,20 +196,26 @@ impl Attribution {
     }
 
     fn bind(&mut self, bind: &record::Bind, path: &[u8]) -> Bind {
-        let requested = requested_address(&bind.requested, path);
+        let asked = requested_address(&bind.requested, path);
         let mut socket = socket(&bind.socket, &bind.device);
-        let mut differs = None;
+        let autobind = bind.socket.flags & socket_flag::AUTOBIND != 0;
+        let mut requested = None;
         if bind.result == 0 && socket.family.is_some_and(|family| family != Family::Unix) {
             // A raw socket's port is its protocol, whatever was asked for.
             let ignore_port = socket.transport == Some(Transport::Raw);
             if socket.local.is_some()
-                && requested.is_some()
-                && !same(&socket.local, &requested, ignore_port)
+                && asked.is_some()
+                && !same(&socket.local, &asked, ignore_port)
             {
-                differs = requested;
+                requested = asked;
             }
+        } else if let Some(tried) = rewritten_address(bind) {
+            socket.local = Some(tried);
+            requested = asked;
         } else {
-            socket.local = requested;
+            socket.local = asked;
+        }
+        if bind.result != 0 && !autobind {
             socket.remote = None;
         }
         if socket.family.is_none() {
@@ -219,7 +225,8 @@ impl Attribution {
         Bind {
             result: result(bind.result),
             socket,
-            requested: differs,
+            requested,
+            autobind,
             process: self.actor(&bind.task),
         }
     }
@@ -356,6 +363,7 @@ impl Attribution {
             new.recursion.values().sum(),
             by_name(&new.recursion),
         );
+        tell("kretprobe", new.kretprobe, Default::default());
         tell("bound", new.bound, Default::default());
         tell(
             "decode",
@@ -469,6 +477,7 @@ fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
         netns: nonzero(raw.netns.into()).map(|_| raw.netns),
         cookie: nonzero(raw.cookie),
         inode: nonzero(raw.inode),
+        kernel: raw.flags & socket_flag::KERNEL != 0,
     }
 }
 
@@ -483,6 +492,20 @@ fn requested_address(requested: &Requested, path: &[u8]) -> Option<Address> {
             requested.scope,
         )),
         libc::AF_UNIX => unix_address(path),
+        _ => None,
+    }
+}
+
+/// The address that a cgroup program put in place of the one asked for.
+fn rewritten_address(bind: &record::Bind) -> Option<Address> {
+    let rewritten = &bind.rewritten;
+    if rewritten.is == 0 {
+        return None;
+    }
+    let [a, b, c, d, ..] = rewritten.address;
+    match i32::from(bind.requested.family) {
+        libc::AF_INET => Some(Address::v4([a, b, c, d], rewritten.port)),
+        libc::AF_INET6 => Some(Address::v6(rewritten.address, rewritten.port, 0)),
         _ => None,
     }
 }

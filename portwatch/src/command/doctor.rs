@@ -6,13 +6,19 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::kernel::backend::{Backend, HOOKS, Part, TRACEPOINT};
+use super::value::BackendChoice;
+use crate::kernel::hook::Part;
 use crate::kernel::self_test;
-use crate::kernel::support;
+use crate::kernel::side::{Choice, KernelSide};
+use crate::kernel::support::{self, Unsupported};
 
 /// The options of `doctor`.
 #[derive(Debug, Args)]
 pub struct Options {
+    /// How to hook into the kernel
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    backend: BackendChoice,
+
     /// Tell the number of verified instructions of each program and the kernel's absent fields
     #[arg(short, long)]
     verbose: bool,
@@ -60,29 +66,27 @@ fn examine(options: &Options, report: &mut String) -> anyhow::Result<u8> {
         writeln!(report, "\nportwatch trace cannot run here.")?;
         return Ok(super::UNSUPPORTED);
     }
-    let parts = HOOKS.map(|hook| hook.part);
-    let mut backend = match Backend::load(&parts, 1 << 20) {
-        Ok(backend) => backend,
-        Err(unsupported) => {
-            writeln!(report, "FAIL  {unsupported}")?;
-            writeln!(report, "\nportwatch trace cannot run here.")?;
-            return Ok(super::UNSUPPORTED);
-        }
+    let choice = Choice {
+        backend: options.backend.into(),
+        parts: Part::ALL.to_vec(),
+        buffer: 1 << 20,
     };
-    writeln!(
-        report,
-        "ok    backend: {TRACEPOINT} (the only one this version has)"
-    )?;
-    degraded |= hooks(options, &backend, report)?;
+    let mut side = match KernelSide::load(&choice) {
+        Ok(side) => side,
+        Err(unsupported) => return cannot_run(report, &unsupported),
+    };
+    let Some(mut ring) = side.take_ring() else {
+        anyhow::bail!("the object has no ring buffer");
+    };
+    let proven = self_test::run(&mut side, &mut ring);
+    degraded |= parts(&side, report)?;
+    degraded |= hooks(options, &side, report)?;
     if options.verbose {
-        for absent in backend.absent() {
+        for absent in side.absent() {
             writeln!(report, "      absent field: {absent}")?;
         }
     }
-    let Some(mut ring) = backend.take_ring() else {
-        anyhow::bail!("the object has no ring buffer");
-    };
-    match self_test::run(&backend, &mut ring) {
+    match proven {
         Ok(found) => {
             writeln!(
                 report,
@@ -97,12 +101,15 @@ fn examine(options: &Options, report: &mut String) -> anyhow::Result<u8> {
             }
             fatal |= found.failed().contains(&"bind");
         }
-        Err(error) => {
-            degraded = true;
-            writeln!(report, "warn  self-test: {error:#}")?;
-        }
+        Err(error) => match error.downcast::<Unsupported>() {
+            Ok(unsupported) => return cannot_run(report, &unsupported),
+            Err(error) => {
+                degraded = true;
+                writeln!(report, "warn  self-test: {error:#}")?;
+            }
+        },
     }
-    match backend.snapshot() {
+    match side.snapshot() {
         Ok(entries) => writeln!(
             report,
             "ok    snapshot: {} open sockets with a port",
@@ -132,29 +139,55 @@ fn examine(options: &Options, report: &mut String) -> anyhow::Result<u8> {
     })
 }
 
-fn hooks(options: &Options, backend: &Backend, report: &mut String) -> anyhow::Result<bool> {
-    let instructions = backend.verified_instructions();
+fn cannot_run(report: &mut String, unsupported: &Unsupported) -> anyhow::Result<u8> {
+    writeln!(report, "FAIL  {unsupported}")?;
+    writeln!(report, "\nportwatch trace cannot run here.")?;
+    Ok(super::UNSUPPORTED)
+}
+
+/// Each part of the work with its backend, and why the better ones were not taken. Whether something
+/// is not seen.
+fn parts(side: &KernelSide, report: &mut String) -> anyhow::Result<bool> {
     let mut degraded = false;
-    for status in backend.statuses() {
+    writeln!(report, "ok    backend: {}", side.backend())?;
+    for (part, backend) in side.parts() {
+        let name = part.name();
+        match backend {
+            Some(backend) => writeln!(report, "ok    {name}: by {backend}")?,
+            None => {
+                degraded = true;
+                writeln!(report, "warn  {name}: by no backend")?;
+                writeln!(report, "        not seen without it: {}", part.loss())?;
+            }
+        }
+        for step in side.steps().iter().filter(|step| step.part == part) {
+            writeln!(report, "        not by {}: {}", step.backend, step.why)?;
+        }
+        if let Some(what) = backend.and_then(|backend| part.blind_spot(backend)) {
+            degraded = true;
+            writeln!(report, "        not seen by it: {what}")?;
+        }
+    }
+    Ok(degraded)
+}
+
+fn hooks(options: &Options, side: &KernelSide, report: &mut String) -> anyhow::Result<bool> {
+    let instructions = side.verified_instructions();
+    let mut degraded = false;
+    for (part, status) in side.statuses() {
         let hook = status.hook;
         match &status.failure {
             None => {
-                write!(report, "ok    hook {}/{}: in place", hook.attach, hook.name)?;
-                if let (true, Some(count)) = (options.verbose, instructions.get(hook.name)) {
+                write!(report, "ok    hook {hook}: in place")?;
+                if let (true, Some(count)) = (options.verbose, instructions.get(hook.program)) {
                     write!(report, ", {count} instructions verified")?;
                 }
                 writeln!(report)?;
             }
             Some(failure) => {
                 degraded = true;
-                writeln!(
-                    report,
-                    "warn  hook {}/{}: {failure}",
-                    hook.attach, hook.name
-                )?;
-                if hook.part != Part::Bind {
-                    writeln!(report, "        not seen without it: {}", hook.part.loss())?;
-                }
+                writeln!(report, "warn  hook {hook}: {failure}")?;
+                writeln!(report, "        not seen without it: {}", part.loss())?;
             }
         }
     }

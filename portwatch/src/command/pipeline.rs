@@ -23,8 +23,8 @@ use crate::attribute::Attribution;
 use crate::attribute::process::{self, Found};
 use crate::event::{Body, End, Event, Outcome};
 use crate::filter::Filter;
-use crate::kernel::backend::{Backend, Control};
 use crate::kernel::clock::{self, Clock};
+use crate::kernel::side::{Control, KernelSide};
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::stream::{self, Batch};
 use crate::sink::json::Json;
@@ -42,7 +42,7 @@ const LAST_WRITE: Duration = Duration::from_secs(2);
 /// All that a stream needs.
 pub struct Plan {
     /// The hooks, in place.
-    pub backend: Arc<Backend>,
+    pub side: Arc<KernelSide>,
     /// The records.
     pub ring: RingBuf<MapData>,
     /// What the kernel side is told at run time.
@@ -124,7 +124,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     )?;
     let (inputs, to_attribute) = mpsc::channel::<Input>(BATCHES);
 
-    let identified = Arc::get_mut(&mut plan.backend).and_then(Backend::take_identified);
+    let identified = Arc::get_mut(&mut plan.side).and_then(KernelSide::take_identified);
     let mut attribution = Attribution::new(&plan.snapshot.held);
     let mut left = plan.snapshot.processes();
     for found in &plan.found {
@@ -145,20 +145,20 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
             begin: clock::monotonic(),
         },
         plan.start,
-        Arc::clone(&plan.backend),
+        Arc::clone(&plan.side),
         identified,
         to_attribute,
     ));
-    let backend = Arc::clone(&plan.backend);
+    let side = Arc::clone(&plan.side);
     spawn_finder(left, inputs.clone(), stopped.clone());
     let streaming = tokio::spawn({
-        let (stopped, backend) = (stopped.clone(), Arc::clone(&plan.backend));
+        let (stopped, side) = (stopped.clone(), Arc::clone(&plan.side));
         async move {
             if let Some(first) = plan.first {
                 // Nobody takes it only where everything has ended already.
                 let _ = inputs.send(first.into()).await;
             }
-            stream::run(plan.ring, plan.control, &backend, inputs, stopped).await
+            stream::run(plan.ring, plan.control, &side, inputs, stopped).await
         }
     });
 
@@ -184,7 +184,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
         _ = interrupt.recv() => Ok(ExitCode::from(130)),
         () = stalled(&unwritten) => {
             let events = unwritten.load(Ordering::Relaxed);
-            let records: u64 = backend.losses().ring.values().sum();
+            let records: u64 = side.losses().ring.values().sum();
             anyhow::bail!(
                 "standard output is not being read: at least {events} events are not written, \
                  and {records} records did not fit into the ring buffer"
@@ -260,7 +260,7 @@ async fn attribute(
     mut attribution: Attribution,
     mut emission: Emission,
     start: Event,
-    backend: Arc<Backend>,
+    side: Arc<KernelSide>,
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
 ) -> anyhow::Result<()> {
@@ -278,7 +278,7 @@ async fn attribute(
             },
             _ = ask.tick(), if !waiting.is_empty() => {
                 // Without the iterator they are told at their end.
-                if let Ok(found) = backend.ask_timewaits(&waiting) {
+                if let Ok(found) = side.ask_timewaits(&waiting) {
                     attribution.found_timewaits(found);
                 }
             }

@@ -11,17 +11,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use aya::maps::{MapData, RingBuf};
 use clap::{ArgAction, Args, ValueEnum};
 use portwatch_common::map::{FILTER_CAPACITY, filter as bit};
 
-use super::{Usage, pipeline, value};
+use super::value::{self, BackendChoice};
+use super::{Usage, pipeline};
 use crate::attribute::process::{self, Found};
-use crate::event::{Body, Event, Missing, Start};
+use crate::event::{Body, Event, Missing, Start, Step};
 use crate::filter::{Filter, Kind};
-use crate::kernel::backend::{Backend, Part, TRACEPOINT};
 use crate::kernel::clock::{self, Clock};
+use crate::kernel::hook::Part;
 use crate::kernel::self_test;
+use crate::kernel::side::{Choice, Control, KernelSide};
 use crate::kernel::snapshot::{self, Snapshot};
+use crate::kernel::stream::Batch;
 use crate::kernel::support::{self, Unsupported};
 use crate::sink::text::{Color, Text};
 
@@ -41,6 +45,10 @@ pub struct Options {
     /// Stop after this many events
     #[arg(short = 'n', long, value_name = "N", value_parser = value::count)]
     count: Option<u64>,
+
+    /// How to hook into the kernel
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    backend: BackendChoice,
 
     /// Size of the kernel's ring buffer: a power of two (64K to 1024M)
     #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = value::buffer)]
@@ -246,56 +254,31 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     support::preflight(Path::new("/"))?;
     let file = options.output.open()?;
 
-    let mut backend = Backend::load(&parts(&filter), options.buffer)?;
-    let mut ring = backend
-        .take_ring()
-        .context("the object has no ring buffer")?;
-    let mut control = backend
+    let mut side = KernelSide::load(&Choice {
+        backend: options.backend.into(),
+        parts: parts(&filter),
+        buffer: options.buffer,
+    })?;
+    let mut ring = side.take_ring().context("the object has no ring buffer")?;
+    let mut control = side
         .take_control()
         .context("the object has no control map")?;
-    let mut missing = missing(&backend);
-    let first = match self_test::run(&backend, &mut ring) {
-        Ok(report) => {
-            missing.extend(report.failed().into_iter().map(|what| {
-                Missing {
-                    what: what.to_owned(),
-                    why: if report.lossy {
-                        "the ring buffer overflowed during the self-test, which proves nothing"
-                    } else {
-                        "its hook is attached but did not fire in the self-test"
-                    }
-                    .to_owned(),
-                }
-            }));
-            if verbose {
-                let _ = writeln!(
-                    stderr(),
-                    "portwatch: self-test: {} of {} kinds of events seen in {} ms",
-                    report.proofs.iter().filter(|proof| proof.seen).count(),
-                    report.proofs.len(),
-                    report.took.as_millis()
-                );
-            }
-            if report.failed().contains(&"bind") && !report.lossy {
-                return Err(Unsupported::new(
-                    "cannot trace: the hooks are attached but do not fire",
-                    "binds made by the self-test were not seen",
-                    "see portwatch doctor; if lockdown is in force, leave confidentiality mode",
-                )
-                .into());
-            }
-            Some(report.others)
+    let (first, unproven) = prove(&mut side, &mut ring, verbose)?;
+    let mut missing = missing(&side);
+    missing.extend(unproven);
+    if verbose {
+        for step in side.steps() {
+            let _ = writeln!(
+                stderr(),
+                "portwatch: {} not by {}: {}",
+                step.part.name(),
+                step.backend,
+                step.why
+            );
         }
-        Err(error) => {
-            missing.push(Missing {
-                what: "proof that the hooks fire".to_owned(),
-                why: format!("{error:#}"),
-            });
-            None
-        }
-    };
-    apply_filters(&filter, &mut backend, &mut control)?;
-    let snapshot = snapshot::take(&backend);
+    }
+    apply_filters(&filter, &mut side, &mut control)?;
+    let snapshot = snapshot::take(&side);
     if let Some(why) = &snapshot.degraded {
         missing.push(Missing {
             what: Part::Snapshot.loss().to_owned(),
@@ -306,7 +289,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let found = find(&snapshot);
     let start = Event {
         time: Clock::now().at_monotonic(clock::monotonic()),
-        body: Body::Start(start(&filter, missing)),
+        body: Body::Start(start(&filter, &side, missing)),
     };
     let sinks = pipeline::Sinks {
         text: (options.output.output == Format::Text && !options.output.json)
@@ -316,7 +299,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         quiet,
     };
     pipeline::run(pipeline::Plan {
-        backend: Arc::new(backend),
+        side: Arc::new(side),
         ring,
         control,
         first,
@@ -328,6 +311,56 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         duration: options.duration,
         sinks,
     })
+}
+
+/// Proves that the hooks fire. Gives the records of others that came meanwhile, and what could not
+/// be proven.
+fn prove(
+    side: &mut KernelSide,
+    ring: &mut RingBuf<MapData>,
+    verbose: bool,
+) -> anyhow::Result<(Option<Batch>, Vec<Missing>)> {
+    let proven = self_test::run(side, ring);
+    side.settle();
+    let report = match proven {
+        Ok(report) => report,
+        Err(error) if error.is::<Unsupported>() => return Err(error),
+        Err(error) => {
+            let unproven = Missing {
+                what: "proof that the hooks fire".to_owned(),
+                why: format!("{error:#}"),
+            };
+            return Ok((None, vec![unproven]));
+        }
+    };
+    if verbose {
+        let _ = writeln!(
+            stderr(),
+            "portwatch: self-test: {} of {} kinds of events seen in {} ms",
+            report.proofs.iter().filter(|proof| proof.seen).count(),
+            report.proofs.len(),
+            report.took.as_millis()
+        );
+    }
+    if report.failed().contains(&"bind") && !report.lossy {
+        return Err(Unsupported::new(
+            "cannot trace: the hooks are attached but do not fire",
+            "binds made by the self-test were not seen",
+            "see portwatch doctor; if lockdown is in force, leave confidentiality mode",
+        )
+        .into());
+    }
+    let unproven = report.failed().into_iter().map(|what| Missing {
+        what: what.to_owned(),
+        why: if report.lossy {
+            "the ring buffer overflowed during the self-test, which proves nothing"
+        } else {
+            "its hook is attached but did not fire in the self-test"
+        }
+        .to_owned(),
+    });
+    let unproven = unproven.collect();
+    Ok((Some(report.others), unproven))
 }
 
 /// How long the start may be held up by reading who held sockets before.
@@ -356,7 +389,7 @@ fn give_back() {
 
 /// The parts of the kernel side that the wanted events need.
 fn parts(filter: &Filter) -> Vec<Part> {
-    let mut parts = BTreeSet::from([Part::Bind, Part::Process, Part::Snapshot]);
+    let mut parts = BTreeSet::from([Part::Bind, Part::Autobind, Part::Process, Part::Snapshot]);
     if filter.wants(Kind::Release) || filter.wants(Kind::Timewait) {
         // Why a TIME_WAIT ended depends on whether somebody still listens.
         parts.insert(Part::Release);
@@ -367,31 +400,68 @@ fn parts(filter: &Filter) -> Vec<Part> {
     parts.into_iter().collect()
 }
 
-/// What is not seen for want of a hook: one for each part, with the reason of its first hook.
-fn missing(backend: &Backend) -> Vec<Missing> {
-    let mut missing = Vec::<Missing>::new();
-    for status in backend.statuses() {
-        let what = status.hook.part.loss();
-        if let Some(failure) = &status.failure
-            && missing.iter().all(|missing| missing.what != what)
+/// What is not seen: for want of a hook, one for each part with the reason of its first hook, or by
+/// the backend that does the part.
+fn missing(side: &KernelSide) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    for (part, backend) in side.parts() {
+        let Some(backend) = backend else {
+            let steps = side.steps().iter().filter(|step| step.part == part);
+            let why: Vec<_> = steps
+                .map(|step| format!("{}: {}", step.backend, step.why))
+                .collect();
+            missing.push(Missing {
+                what: part.loss().to_owned(),
+                why: if why.is_empty() {
+                    "the backend asked for cannot see it".to_owned()
+                } else {
+                    why.join("; ")
+                },
+            });
+            continue;
+        };
+        let mut statuses = side.statuses().filter(|(of, _)| *of == part);
+        if let Some((hook, why)) =
+            statuses.find_map(|(_, status)| Some((status.hook, status.failure.as_ref()?)))
         {
             missing.push(Missing {
+                what: part.loss().to_owned(),
+                why: format!("the hook {hook} is not in place: {why}"),
+            });
+        }
+        if let Some(what) = part.blind_spot(backend) {
+            missing.push(Missing {
                 what: what.to_owned(),
-                why: format!("the hook {} is not in place: {failure}", status.hook.name),
+                why: format!("the {backend} backend cannot see them"),
             });
         }
     }
     missing
 }
 
-fn start(filter: &Filter, missing: Vec<Missing>) -> Start {
+fn start(filter: &Filter, side: &KernelSide, missing: Vec<Missing>) -> Start {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_default();
     Start {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        backend: TRACEPOINT.to_owned(),
+        backend: side.backend().name().to_owned(),
+        parts: side
+            .parts()
+            .filter_map(|(part, backend)| {
+                Some((part.name().to_owned(), backend?.name().to_owned()))
+            })
+            .collect(),
+        steps: side
+            .steps()
+            .iter()
+            .map(|step| Step {
+                part: step.part.name().to_owned(),
+                backend: step.backend.name().to_owned(),
+                why: step.why.clone(),
+            })
+            .collect(),
         kernel,
         boot_id: boot_id.map(|id| id.trim().to_owned()),
         filters: filter.describe(),
@@ -402,17 +472,15 @@ fn start(filter: &Filter, missing: Vec<Missing>) -> Start {
 /// Puts the filters that the kernel side can apply into force.
 fn apply_filters(
     filter: &Filter,
-    backend: &mut Backend,
-    control: &mut crate::kernel::backend::Control,
+    side: &mut KernelSide,
+    control: &mut Control,
 ) -> anyhow::Result<()> {
     for (name, values) in [
         ("PIDS", &filter.pids),
         ("UIDS", &filter.uids),
         ("NETNS", &filter.netns),
     ] {
-        let mut map = backend
-            .filter_map(name)
-            .context("a filter map is missing")?;
+        let mut map = side.filter_map(name).context("a filter map is missing")?;
         for value in values {
             map.insert(value, 1, 0)?;
         }
@@ -421,7 +489,7 @@ fn apply_filters(
     for port in filter.ports.iter().cloned().flatten() {
         *words.entry(u32::from(port) / 64).or_default() |= 1 << (port % 64);
     }
-    let mut map = backend.port_map().context("the port map is missing")?;
+    let mut map = side.port_map().context("the port map is missing")?;
     for (index, word) in words {
         map.set(index, word, 0)?;
     }
@@ -429,7 +497,7 @@ fn apply_filters(
     if !(filter.wants(Kind::Release) || filter.wants(Kind::Timewait)) {
         bits |= bit::FOLLOW_NONE;
     }
-    if !backend.has("sock_release") {
+    if !side.has(&self_test::RELEASES) {
         bits |= bit::FOLLOW_TCP;
     }
     control.set_filters(bits)?;

@@ -5,6 +5,32 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::kernel::hook::Backend;
+
+/// The values of `--backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// The first of the others that works here, for each part of the work
+    Auto,
+    /// Trampolines at the entry and exit of kernel functions
+    Fentry,
+    /// Probes at the entry and return of kernel functions
+    Kprobe,
+    /// Tracepoints and a cgroup hook
+    Tracepoint,
+}
+
+impl From<BackendChoice> for Option<Backend> {
+    fn from(choice: BackendChoice) -> Self {
+        match choice {
+            BackendChoice::Auto => None,
+            BackendChoice::Fentry => Some(Backend::Fentry),
+            BackendChoice::Kprobe => Some(Backend::Kprobe),
+            BackendChoice::Tracepoint => Some(Backend::Tracepoint),
+        }
+    }
+}
+
 /// A port, or a range of ports as `8000-8100`.
 ///
 /// # Errors

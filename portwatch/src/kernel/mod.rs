@@ -1,14 +1,18 @@
 //! The kernel's side of things: what it offers, loading and attaching the
 //! programs, proving that they fire, and draining their records.
 
-pub mod backend;
+mod attach;
 pub mod btf;
 pub mod clock;
 pub mod decode;
+pub mod hook;
 pub mod layout;
+pub mod losses;
 #[cfg(feature = "log")]
 mod messages;
 pub mod self_test;
+mod settings;
+pub mod side;
 pub mod snapshot;
 pub mod stream;
 pub mod support;

@@ -9,7 +9,7 @@ use std::path::Path;
 use portwatch_common::record::SnapshotEntry;
 use procfs::process::{FDTarget, Process};
 
-use super::backend::Backend;
+use super::side::KernelSide;
 
 /// A socket that a process had open before the trace began.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +48,8 @@ const TCP_LISTEN: u8 = 10;
 
 /// Takes the snapshot. The hooks must be in place before, so that there is no gap.
 #[must_use]
-pub fn take(backend: &Backend) -> Snapshot {
-    match backend.snapshot() {
+pub fn take(side: &KernelSide) -> Snapshot {
+    match side.snapshot() {
         Ok(entries) => Snapshot {
             held: entries.iter().map(held).collect(),
             degraded: None,

@@ -15,9 +15,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use zerocopy::FromBytes as _;
 
-use super::backend::{Backend, Control, Losses};
 use super::clock;
 use super::decode::{DecodeError, Record};
+use super::losses::Losses;
+use super::side::{Control, KernelSide};
 
 /// How many bytes a block holds at most; the largest record is smaller.
 const BLOCK: usize = 64 << 10;
@@ -86,7 +87,7 @@ fn put(block: &mut BytesMut, record: &[u8]) {
 pub async fn run<T: From<Batch>>(
     ring: RingBuf<MapData>,
     mut control: Control,
-    backend: &Backend,
+    side: &KernelSide,
     batches: mpsc::Sender<T>,
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -108,7 +109,7 @@ pub async fn run<T: From<Batch>>(
             more = false;
         }
         if counted.elapsed() >= COUNT_LOSSES || (stopping && !more) {
-            drained.losses = Some(backend.losses());
+            drained.losses = Some(side.losses());
             counted = Instant::now();
         }
         let behind = !drained.block.is_empty();

@@ -188,7 +188,15 @@ fn bind_row(time: String, bind: &Bind) -> Row<'_> {
         .requested
         .as_ref()
         .map(|requested| asked(requested, bind.socket.local.as_ref()));
-    let place = home(actor).into_iter().chain(asked);
+    let autobind = bind
+        .autobind
+        .then(|| "no port left to choose from".to_owned());
+    let kernel = bind.socket.kernel.then(|| "kernel socket".to_owned());
+    let place = home(actor)
+        .into_iter()
+        .chain(asked)
+        .chain(kernel)
+        .chain(autobind);
     row(
         time,
         "bind",

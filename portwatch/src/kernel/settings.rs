@@ -1,0 +1,116 @@
+//! What the kernel side is told at load besides the fields' offsets.
+
+use std::path::Path;
+
+use portwatch_common::field::ABSENT;
+
+use super::btf::Btf;
+use super::hook;
+use super::side::describe;
+use super::symbols::{self, Symbols};
+
+/// Values named like the globals of the kernel side, by their width.
+pub(super) struct Settings {
+    pub(super) small: Vec<(&'static str, u32)>,
+    pub(super) large: Vec<(&'static str, u64)>,
+}
+
+impl Settings {
+    /// All settings, and why the addresses of functions are not known, if they are not.
+    pub(super) fn resolve(btf: &Btf) -> (Self, Result<(), String>) {
+        const TIMEWAIT: &str = "tw_timer_handler";
+        const REQUEST: &str = "reqsk_timer_handler";
+
+        let (symbols, known) =
+            match Symbols::read(Path::new(symbols::KALLSYMS), &[TIMEWAIT, REQUEST]) {
+                Ok(symbols) if symbols.get(TIMEWAIT).is_some() => (symbols, Ok(())),
+                Ok(symbols) => (symbols, Err(format!("this kernel has no {TIMEWAIT}"))),
+                Err(error) => (Symbols::default(), Err(describe(&error))),
+            };
+        let address = |name| symbols.get(name).map_or(0, |symbol| symbol.address);
+        let bit = |name| {
+            btf.enum_value(name)
+                .and_then(|value| u32::try_from(value).ok())
+                .unwrap_or(0)
+        };
+        let index = |name| {
+            btf.enum_value(name)
+                .and_then(|value| u32::try_from(value).ok())
+                .unwrap_or(ABSENT)
+        };
+        // Whether the kernel has the newer of two functions.
+        let first = |targets: &[&str; 2]| u32::from(btf.function(targets[0]).is_some());
+        let calls = SystemCalls::of_this_machine();
+        let small = vec![
+            ("NR_BIND", calls.bind),
+            ("NR_LISTEN", calls.listen),
+            ("NR_COMPAT_BIND", calls.compat_bind),
+            ("NR_COMPAT_LISTEN", calls.compat_listen),
+            ("NR_COMPAT_SOCKETCALL", calls.compat_socketcall),
+            ("COMPAT_MASK", calls.compat_mask),
+            ("NR_IGNORE", calls.ignore),
+            ("BIND_TAKES_SK", first(&hook::INET_BIND)),
+            ("LISTEN_TAKES_SK", first(&hook::INET_LISTEN)),
+            ("HASHDANCE_SCHEDULES", first(&hook::HASHDANCE)),
+            ("FLAG_FREEBIND", bit("INET_FLAGS_FREEBIND")),
+            ("FLAG_TRANSPARENT", bit("INET_FLAGS_TRANSPARENT")),
+            (
+                "FLAG_BIND_ADDRESS_NO_PORT",
+                bit("INET_FLAGS_BIND_ADDRESS_NO_PORT"),
+            ),
+            ("SUBSYS_PIDS", index("pids_cgrp_id")),
+            ("SUBSYS_MEMORY", index("memory_cgrp_id")),
+            ("SUBSYS_DEVICES", index("devices_cgrp_id")),
+            ("SUBSYS_CPU", index("cpu_cgrp_id")),
+        ];
+        let large = vec![
+            ("TIMEWAIT_HANDLER", address(TIMEWAIT)),
+            ("REQUEST_HANDLER", address(REQUEST)),
+        ];
+        (Self { small, large }, known)
+    }
+}
+
+/// Numbers of the system calls that concern us, and how a 32-bit task's call is told.
+struct SystemCalls {
+    bind: u32,
+    listen: u32,
+    compat_bind: u32,
+    compat_listen: u32,
+    compat_socketcall: u32,
+    compat_mask: u32,
+    ignore: u32,
+}
+
+impl SystemCalls {
+    #[cfg(target_arch = "x86_64")]
+    const fn of_this_machine() -> Self {
+        Self {
+            bind: 49,
+            listen: 50,
+            // arch/x86/entry/syscalls/syscall_32.tbl
+            compat_bind: 361,
+            compat_listen: 363,
+            compat_socketcall: 102,
+            // TS_COMPAT, arch/x86/include/asm/thread_info.h
+            compat_mask: 0x2,
+            // __X32_SYSCALL_BIT, arch/x86/include/uapi/asm/unistd.h
+            ignore: 0x4000_0000,
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    const fn of_this_machine() -> Self {
+        Self {
+            bind: 200,
+            listen: 201,
+            // arch/arm64/tools/syscall_32.tbl
+            compat_bind: 282,
+            compat_listen: 284,
+            compat_socketcall: 102,
+            // PSR_MODE32_BIT, arch/arm64/include/uapi/asm/ptrace.h
+            compat_mask: 0x10,
+            ignore: 0,
+        }
+    }
+}
