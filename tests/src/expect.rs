@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::{Identity, patience};
 use crate::socket::address;
 use crate::trace::shown;
+use crate::{Identity, patience};
 
 /// Key that says why a process is none of those known with its pid.
 const WHY: &str = "$why";

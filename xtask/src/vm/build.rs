@@ -16,8 +16,10 @@ pub struct Programs {
     pub actor: PathBuf,
     /// The scenarios.
     pub host: PathBuf,
-    /// The readers of the kernel's types.
+    /// The tests of the readers of the kernel's types.
     pub btf: PathBuf,
+    /// The test of the hooks' prototypes.
+    pub prototypes: PathBuf,
 }
 
 /// Builds them.
@@ -44,6 +46,8 @@ pub fn programs(arch: Arch) -> Result<Programs> {
             "host",
             "--test",
             "btf",
+            "--test",
+            "prototypes",
         ])
         .args(["--message-format", "json-render-diagnostics"])
         .env(
@@ -73,6 +77,7 @@ pub fn programs(arch: Arch) -> Result<Programs> {
         actor: executable("bin", "actor")?,
         host: executable("test", "host")?,
         btf: executable("test", "btf")?,
+        prototypes: executable("test", "prototypes")?,
     })
 }
 

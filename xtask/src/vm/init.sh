@@ -26,13 +26,13 @@ done </modules/order
 export PORTWATCH_BIN=/suite/portwatch PORTWATCH_TEST_PATIENCE RUST_BACKTRACE=1
 for test in $TYPES; do
     echo "@begin $test"
-    "/suite/$test" --show-output
+    "/suite/$test" --show-output $FILTERS
     echo "@end $?"
 done
 
 # What sleeps through a minute does so beside all others.
 for backend in $BACKENDS; do
-    [ "$backend" = default ] || export PORTWATCH_TEST_BACKEND="$backend"
+    export PORTWATCH_TEST_BACKEND="$backend"
     for test in $SLOW; do
         {
             /suite/deps/host --show-output --exact "$test" >"/tmp/slow.$backend" 2>&1
@@ -41,17 +41,12 @@ for backend in $BACKENDS; do
     done
 done
 for backend in $BACKENDS; do
-    option="--backend $backend"
-    if [ "$backend" = default ]; then
-        option=
-    else
-        export PORTWATCH_TEST_BACKEND="$backend"
-    fi
+    export PORTWATCH_TEST_BACKEND="$backend"
     echo "@begin doctor $backend"
-    /suite/portwatch doctor -v $option
+    /suite/portwatch doctor -v --backend "$backend"
     echo "@end $?"
     echo "@begin suite $backend"
-    /suite/deps/host --show-output $ARGUMENTS
+    /suite/deps/host --show-output --test-threads 4 $FILTERS $SKIPPED
     echo "@end $?"
     echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
 done

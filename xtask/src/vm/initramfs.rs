@@ -17,7 +17,11 @@ const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n";
 
 /// What of the checkout the tests read, which look for it where it was built, and what
 /// makes the folder through which their path to it leads.
-const READ_BY_TESTS: [&str; 2] = ["docs/schema/portwatch-1.schema.json", "tests/Cargo.toml"];
+const READ_BY_TESTS: [&str; 3] = [
+    "docs/schema/portwatch-1.schema.json",
+    "tests/Cargo.toml",
+    "portwatch/Cargo.toml",
+];
 
 /// Makes one for a kernel. `settings` are variables of the shell that `init.sh` knows.
 ///
@@ -43,14 +47,19 @@ pub fn make(kernel: &Unpacked, programs: &Programs, settings: &str) -> Result<Ve
     add("/suite/actor", &programs.actor)?;
     add("/suite/deps/host", &programs.host)?;
     add("/suite/btf", &programs.btf)?;
+    add("/suite/prototypes", &programs.prototypes)?;
     let mut order = String::new();
     for module in &kernel.modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         add(&format!("/modules/{name}"), module)?;
         order += &format!("{name}\n");
     }
-    for path in READ_BY_TESTS {
-        let path = top().join(path);
+    let mut read_by_tests: Vec<_> = READ_BY_TESTS.iter().map(|path| top().join(path)).collect();
+    let kernel_side = top().join("portwatch-ebpf/src");
+    for source in fs::read_dir(&kernel_side).context("the kernel side's sources")? {
+        read_by_tests.push(source?.path());
+    }
+    for path in read_by_tests {
         add(&path.to_string_lossy(), &path)?;
     }
     archive.file("/modules/order", false, order.as_bytes());

@@ -32,8 +32,6 @@ use report::{Line, Report};
 const AT_ONCE: usize = 2;
 /// How many times as long as usual a guest's tests wait before they give up.
 const PATIENCE: u32 = 12;
-/// Tests at a time in a guest: they mostly wait.
-const TEST_THREADS: u32 = 4;
 
 const PROGRAMS: &[Provided] = &[
     Provided {
@@ -309,21 +307,20 @@ impl Run<'_> {
         } else {
             self.args.backends.join(" ")
         };
-        let mut arguments = format!("--test-threads {TEST_THREADS}");
         // Who names tests wants just those.
-        let (slow, types) = if filters.is_empty() {
-            for test in suite::NOT_IN_GUESTS.iter().chain([&suite::SLOW]) {
-                arguments += &format!(" --skip {test}");
+        let (mut skipped, mut slow) = (String::new(), "");
+        if filters.is_empty() {
+            slow = suite::SLOW;
+            for test in suite::NOT_IN_GUESTS.iter().chain([&slow]) {
+                skipped += &format!(" --skip {test}");
             }
-            (suite::SLOW, "btf")
-        } else {
-            arguments += &format!(" {}", filters.join(" "));
-            ("", "")
-        };
+        }
         format!(
-            "PORT={}\nTYPES='{types}'\nBACKENDS='{backends}'\nSLOW='{slow}'\n\
-             ARGUMENTS='{arguments}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
-            guest::result_port(kernel.arch)
+            "PORT={}\nTYPES='{}'\nBACKENDS='{backends}'\nSLOW='{slow}'\n\
+             FILTERS='{}'\nSKIPPED='{skipped}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
+            guest::result_port(kernel.arch),
+            suite::TYPES,
+            filters.join(" ")
         )
     }
 }

@@ -2,11 +2,17 @@
 
 use super::lock::Arch;
 
-/// The backends of the suite on a kernel; `default` is what portwatch chooses
-/// by itself.
-pub fn backends(_arch: Arch, _series: &str) -> &'static [&'static str] {
-    &["default"]
+/// The backends of the suite on a kernel: all that work there.
+pub fn backends(arch: Arch, series: &str) -> &'static [&'static str] {
+    match (arch, series) {
+        // Trampolines on arm64 came later: attaching fails with ENOTSUPP.
+        (Arch::Aarch64, "6.1") => &["kprobe", "tracepoint"],
+        _ => &["fentry", "kprobe", "tracepoint"],
+    }
 }
+
+/// Tests of the library that concern the kernel's types.
+pub const TYPES: &str = "btf prototypes";
 
 /// The test that waits for a minute, which is run beside all others.
 pub const SLOW: &str = "a_minute::later_a_timewait_expires";
