@@ -89,14 +89,14 @@ impl Actor {
 
     /// Waits for its end, which must be a good one.
     pub fn finish(&mut self) {
-        let status = wait(&mut self.child, LIMIT);
+        let status = wait(&mut self.child, *LIMIT);
         assert!(status.success(), "the actor: {}", ended(status));
     }
 
     /// Kills it with SIGKILL and waits for its end.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
-        wait(&mut self.child, LIMIT);
+        wait(&mut self.child, *LIMIT);
     }
 }
 

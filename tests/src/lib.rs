@@ -15,8 +15,8 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::RwLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{LazyLock, RwLock};
 use std::time::Duration;
 
 pub mod actor;
@@ -36,8 +36,14 @@ pub use scenario::Scenario;
 pub use socket::Socket;
 pub use trace::Trace;
 
+/// How many times slower than usual this machine may be: `PORTWATCH_TEST_PATIENCE`, or once.
+pub fn patience() -> u32 {
+    let patience = std::env::var("PORTWATCH_TEST_PATIENCE");
+    patience.map_or(1, |times| times.parse().unwrap())
+}
+
 /// How long anything may take before it has failed.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub static LIMIT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(10) * patience());
 
 /// Between fork and exec a child has a copy of every descriptor, and whoever
 /// closes the last one is told as who released the socket: while a test closes
@@ -94,6 +100,17 @@ pub fn portwatch() -> PathBuf {
     )
 }
 
+/// A command that starts a subcommand of [`portwatch`], through the backend that
+/// `PORTWATCH_TEST_BACKEND` names, if it names one.
+pub fn portwatch_command(subcommand: &str) -> Command {
+    let mut command = Command::new(portwatch());
+    command.arg(subcommand);
+    if let Some(backend) = std::env::var_os("PORTWATCH_TEST_BACKEND") {
+        command.arg("--backend").arg(backend);
+    }
+    command
+}
+
 /// Sends a signal to a child that has not been waited for.
 pub fn signal(child: &Child, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
@@ -147,10 +164,10 @@ impl Printed {
 
     /// The next line; nothing at the end.
     pub fn next(&self) -> Option<String> {
-        match self.0.recv_timeout(LIMIT) {
+        match self.0.recv_timeout(*LIMIT) {
             Ok(line) => Some(String::from_utf8_lossy(&line).into_owned()),
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("no line within {LIMIT:?}"),
+            Err(RecvTimeoutError::Timeout) => panic!("no line within {:?}", *LIMIT),
         }
     }
 

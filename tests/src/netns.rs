@@ -134,6 +134,14 @@ impl Netns {
         });
     }
 
+    /// Sets a sysctl that a kernel may not have.
+    pub fn sysctl_if_there(&self, path: &str, value: &str) {
+        // Whether it is there is the same in every namespace.
+        if std::fs::exists(format!("/proc/sys/net/{path}")).unwrap() {
+            self.sysctl(path, value);
+        }
+    }
+
     /// Takes the loopback up or down.
     pub fn loopback(&self, up: bool) {
         self.run(|| loopback(up));
@@ -167,7 +175,7 @@ impl Netns {
                     return;
                 }
                 assert!(
-                    begin.elapsed() < LIMIT,
+                    begin.elapsed() < *LIMIT,
                     "the socket with ports {ports:?} does not get on:\n{sockets}"
                 );
                 thread::yield_now();

@@ -99,7 +99,7 @@ impl Scenario {
 
     /// Waits for an event of the scenario.
     pub fn wait(&self, wanted: &str, is: impl Fn(&Value) -> bool) -> Value {
-        self.wait_for(LIMIT, wanted, is)
+        self.wait_for(*LIMIT, wanted, is)
     }
 
     /// Waits for an event of the scenario that takes its time.

@@ -13,7 +13,7 @@ use jsonschema::Validator;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{LIMIT, ended, portwatch, signal, spawn, wait};
+use crate::{LIMIT, ended, portwatch_command, signal, spawn, wait};
 
 const SCHEMA: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -68,8 +68,8 @@ pub struct Stream {
 impl Trace {
     /// Starts `portwatch trace --json` with further arguments; it traces when this returns.
     pub fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(portwatch());
-        command.args(["trace", "--json"]).args(arguments);
+        let mut command = portwatch_command("trace");
+        command.arg("--json").args(arguments);
         Self::of(command)
     }
 
@@ -111,7 +111,7 @@ impl Trace {
             losses_expected: false,
             finished: false,
         };
-        match trace.wait_for(0, LIMIT, |_| true) {
+        match trace.wait_for(0, *LIMIT, |_| true) {
             Ok(start) => assert_eq!(start["event"], "start", "the first line is {start}"),
             Err(why) => {
                 let _ = trace.child.kill();
@@ -203,7 +203,7 @@ impl Trace {
     /// Waits for its end and checks the whole stream.
     pub fn finish(&mut self) -> Stream {
         self.finished = true;
-        let status = wait(&mut self.child, LIMIT);
+        let status = wait(&mut self.child, *LIMIT);
         let joined = self.reader.take().map(JoinHandle::join);
         assert!(joined.is_some_and(|joined| joined.is_ok()));
         let told = self.told.take().unwrap().join().unwrap();

@@ -109,7 +109,7 @@ impl Program {
     /// Asks it to end, and waits for that.
     fn stop(&mut self, with: Signal) -> ExitStatus {
         signal(&self.child, with);
-        wait(&mut self.child, LIMIT)
+        wait(&mut self.child, *LIMIT)
     }
 
     /// Waits until it gives up by itself.
@@ -376,7 +376,7 @@ fn wait_until<T>(otherwise: &str, look: impl Fn() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(begin.elapsed() < LIMIT, "{otherwise} within {LIMIT:?}");
+        assert!(begin.elapsed() < *LIMIT, "{otherwise} within {:?}", *LIMIT);
         thread::yield_now();
     }
 }
@@ -438,7 +438,7 @@ fn nginx_as_daemon() {
     let mut scenario = Scenario::new();
     let mut starter = nginx.start(&scenario);
     starter.listening(&scenario, nginx.address().port());
-    let status = wait(&mut starter.child, LIMIT);
+    let status = wait(&mut starter.child, *LIMIT);
     assert!(status.success(), "nginx: {}", ended(status));
     let client = nginx.ask(&scenario);
     let line = String::from_utf8_lossy(&starter.arguments).replace('\0', " ");

@@ -17,8 +17,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use portwatch_tests::trace::{check, read_lines};
 use portwatch_tests::{
-    Actor, LIMIT, Netns, Printed, Program, Scenario, Socket, Trace, ended, portwatch, signal,
-    start, wait,
+    Actor, LIMIT, Netns, Printed, Program, Scenario, Socket, Trace, ended, portwatch_command,
+    signal, start, wait,
 };
 use serde_json::{Value, json};
 
@@ -42,10 +42,10 @@ fn bind_times(netns: &Netns, times: u32) {
 
 /// A trace of one namespace of which nobody reads more than the first line.
 fn unread(netns: &Netns, options: &[&str]) -> (Program, BufReader<ChildStdout>, ChildStderr) {
-    let mut command = Command::new(portwatch());
+    let mut command = portwatch_command("trace");
     let inode = netns.inode().to_string();
     command
-        .args(["trace", "--json", "--netns", &inode])
+        .args(["--json", "--netns", &inode])
         .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -65,7 +65,7 @@ fn a_reader_that_goes_ends_it_with_the_next_event() {
     let (mut child, output, mut told) = unread(&netns, &[]);
     drop(output);
     bind_times(&netns, 1);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     let mut text = String::new();
     told.read_to_string(&mut text).unwrap();
     assert!(status.success(), "{}: {text}", ended(status));
@@ -77,7 +77,7 @@ fn a_reader_that_goes_ends_it_without_an_event() {
     let netns = Netns::new();
     let (mut child, output, mut told) = unread(&netns, &[]);
     drop(output);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     let mut text = String::new();
     told.read_to_string(&mut text).unwrap();
     assert!(status.success(), "{}: {text}", ended(status));
@@ -91,7 +91,7 @@ fn a_reader_that_never_reads_does_not_keep_it() {
     // Much more than fits a pipe.
     bind_times(&netns, 2000);
     signal(&child, Signal::SIGINT);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     let mut text = String::new();
     told.read_to_string(&mut text).unwrap();
     assert_eq!(status.code(), Some(1), "{text}");
@@ -112,7 +112,7 @@ fn a_second_sigint_does_not_wait_for_the_reader() {
         std::thread::yield_now();
     }
     signal(&child, Signal::SIGINT);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     println!("ended after {:?}: {}", begin.elapsed(), ended(status));
     assert!(!status.success());
     drop(output);
@@ -153,7 +153,7 @@ fn a_full_disk_leaves_whole_lines() {
         let told = Printed::of(told);
         // More than fits, and as long as it takes.
         let status = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| wait(&mut child, LIMIT));
+            let waiting = scope.spawn(|| wait(&mut child, *LIMIT));
             while !waiting.is_finished() {
                 bind_times(&netns, 50);
             }
@@ -197,10 +197,10 @@ fn the_file_is_json_beside_text() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("events");
     let netns = Netns::new();
-    let mut command = Command::new(portwatch());
+    let mut command = portwatch_command("trace");
     let inode = netns.inode().to_string();
     command
-        .args(["trace", "--netns", &inode, "-n", "4", "--write"])
+        .args(["--netns", &inode, "-n", "4", "--write"])
         .arg(&path)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -210,7 +210,7 @@ fn the_file_is_json_beside_text() {
     let told = Printed::of(child.stderr.take().unwrap());
     told.next().unwrap();
     bind_times(&netns, 2);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     assert!(status.success(), "{}: {:?}", ended(status), told.rest());
     assert_eq!(printed.rest().len(), 4);
     let lines = read_lines(&path);
@@ -221,15 +221,15 @@ fn the_file_is_json_beside_text() {
 #[test]
 fn a_path_that_cannot_be_written_to_is_told_at_once() {
     for path in ["/nonexistent/events", "/proc/version", "/"] {
-        let mut command = Command::new(portwatch());
+        let mut command = portwatch_command("trace");
         command
-            .args(["trace", "--json", "--write", path])
+            .args(["--json", "--write", path])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = start(&mut command);
         let (printed, told) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let status = wait(&mut child, LIMIT);
+        let status = wait(&mut child, *LIMIT);
         let told = std::io::read_to_string(told).unwrap();
         assert_eq!(status.code(), Some(1), "{path}: {told}");
         assert!(told.contains(&format!("cannot write to {path}")), "{told}");
@@ -263,7 +263,7 @@ fn ended_by(which: Signal) {
     let inode = netns.inode().to_string();
     let mut trace = Trace::start(&["--netns", &inode]).expecting_losses();
     in_a_flood(&netns, || {
-        trace.wait_for(1000, LIMIT, |_| true).unwrap();
+        trace.wait_for(1000, *LIMIT, |_| true).unwrap();
         trace.signal(which);
         assert_eq!(trace.finish().told, "");
     });
@@ -336,7 +336,7 @@ fn wait_until_stopped(pid: u32) {
         if stopped {
             return;
         }
-        assert!(begin.elapsed() < LIMIT, "process {pid} does not stop");
+        assert!(begin.elapsed() < *LIMIT, "process {pid} does not stop");
         std::thread::yield_now();
     }
 }
@@ -352,23 +352,23 @@ fn peak_memory(pid: u32) -> u64 {
 /// Traces a namespace into a file while something happens in it; its last line, and the most memory
 /// that the trace had.
 fn into_a_file(path: &Path, netns: &Netns, act: impl FnOnce()) -> (Value, u64) {
-    let mut command = Command::new(portwatch());
+    let mut command = portwatch_command("trace");
     let inode = netns.inode().to_string();
     command
-        .args(["trace", "--json", "--netns", &inode])
+        .args(["--json", "--netns", &inode])
         .stdin(Stdio::null())
         .stdout(File::create(path).unwrap());
     let mut child = start(&mut command);
     let begin = Instant::now();
     while std::fs::metadata(path).unwrap().len() == 0 {
-        assert!(begin.elapsed() < LIMIT, "no start event");
+        assert!(begin.elapsed() < *LIMIT, "no start event");
         std::thread::yield_now();
     }
     act();
     let memory = peak_memory(child.id());
     signal(&child, Signal::SIGINT);
     signal(&child, Signal::SIGCONT);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     assert!(status.success(), "{}", ended(status));
     let text = std::fs::read(path).unwrap();
     let lines = text

@@ -16,6 +16,7 @@ mod stamp;
 mod tally;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Task {
     Run(run::Args),
     /// Run the tests, by level
     Test(test::Args),
+    /// Run the scenarios on other kernels, in virtual machines
+    Vm(vm::Args),
     /// Check the format and run clippy, the kernel side included
     Lint(lint::Args),
     /// Build portwatch and run the benches as root
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(args) => ebpf::build(&args).map(|()| ExitCode::SUCCESS),
         Task::Run(args) => run::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::test(&args),
+        Task::Vm(args) => vm::vm(&args),
         Task::Lint(args) => lint::lint(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
     };

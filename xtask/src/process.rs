@@ -35,12 +35,16 @@ pub fn top() -> PathBuf {
 /// Looked for beside this program's own profile folder, which holds whatever
 /// target folder cargo was told to use.
 pub fn portwatch_binary() -> Result<PathBuf> {
+    Ok(target_folder()?.join("release/portwatch"))
+}
+
+/// Cargo's target folder.
+pub fn target_folder() -> Result<PathBuf> {
     let me = env::current_exe().context("where this program lies")?;
-    let target = me
-        .parent()
+    me.parent()
         .and_then(Path::parent)
-        .with_context(|| format!("{} does not lie in a target folder", me.display()))?;
-    Ok(target.join("release/portwatch"))
+        .map(Path::to_path_buf)
+        .with_context(|| format!("{} does not lie in a target folder", me.display()))
 }
 
 /// Builds portwatch with the release profile and returns its path.

@@ -5,12 +5,13 @@ use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::package::{Provided, provide};
 use crate::process::{Root, build_portwatch, cargo, say, shown};
 use crate::tally::{Reader, Tally};
+use crate::vm;
 
 /// What the tests of the host start.
 const HOST_PROGRAMS: &[Provided] = &[
@@ -59,6 +60,8 @@ enum Level {
     Plain,
     /// Whole events against this machine's kernel: needs root
     Host,
+    /// The same against other kernels, in virtual machines: needs Debian's packages
+    Vm,
 }
 
 impl Level {
@@ -67,6 +70,7 @@ impl Level {
         match self {
             Self::Plain => "plain",
             Self::Host => "host",
+            Self::Vm => "vm",
         }
     }
 
@@ -76,6 +80,7 @@ impl Level {
         let mut command = cargo();
         command.args(["test", "--locked", "--no-fail-fast"]);
         match self {
+            Self::Vm => bail!("it is no command of cargo"),
             Self::Plain => {
                 command.args(["--workspace", "--exclude", "portwatch-tests"]);
             }
@@ -138,19 +143,13 @@ pub fn test(args: &Args) -> Result<ExitCode> {
 /// Runs a level. What keeps it from running counts too: as a skip where this
 /// machine lacks something, else as a failure.
 fn run_level(level: Level, filters: &[String]) -> Result<Tally> {
+    if level == Level::Vm {
+        return Ok(run_guests(filters));
+    }
     let name = level.name();
     let mut command = match level.command() {
         Ok(command) => command,
-        Err(error) => {
-            let unable = error.is::<Unable>();
-            let word = if unable { "SKIPPED" } else { "FAILED" };
-            say(&format!("{word}: {name}: {error:#}"));
-            return Ok(Tally {
-                failed: usize::from(!unable),
-                skipped: usize::from(unable),
-                ..Tally::default()
-            });
-        }
+        Err(error) => return Ok(not_run(level, &error)),
     };
     command.arg("--").args(filters).arg("--show-output");
     let (reader, succeeded) = stream(&mut command, &mut std::io::stdout())?;
@@ -162,6 +161,31 @@ fn run_level(level: Level, filters: &[String]) -> Result<Tally> {
         say(&format!("FAILED: {name}: {complaint}"));
     }
     Ok(tally)
+}
+
+/// Counts a level that could not be run, and says why.
+fn not_run(level: Level, error: &anyhow::Error) -> Tally {
+    let unable = error.is::<Unable>();
+    let word = if unable { "SKIPPED" } else { "FAILED" };
+    say(&format!("{word}: {}: {error:#}", level.name()));
+    Tally {
+        failed: usize::from(!unable),
+        skipped: usize::from(unable),
+        ..Tally::default()
+    }
+}
+
+/// Runs the level whose tests are run in virtual machines.
+fn run_guests(filters: &[String]) -> Tally {
+    match vm::level(filters) {
+        Ok(outcome) => {
+            for remark in &outcome.remarks {
+                say(&format!("vm: {remark}"));
+            }
+            outcome.tally
+        }
+        Err(error) => not_run(Level::Vm, &error),
+    }
 }
 
 /// What was counted, corrected where the counts alone would hide a failure.

@@ -127,7 +127,7 @@ fn port_0_stands_beside_the_port_that_was_given() {
 #[test]
 fn a_link_local_address_comes_with_its_device() {
     let mut scenario = Scenario::new();
-    scenario.netns.ip("address add fe80::77/64 dev lo nodad");
+    scenario.netns.ip("address add fe80::77/64 dev lo");
     scenario.run(|| drop(Socket::tcp6().bound("[fe80::77%1]:8080")));
     let expected = socket("tcp", "[fe80::77]:8080", &["v6only"]);
     let expected = with(expected, "/bound_device", json!("lo"));

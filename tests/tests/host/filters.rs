@@ -422,7 +422,7 @@ fn refused(options: &[&str]) -> (Option<i32>, String) {
         .stderr(Stdio::piped());
     let mut child = start(&mut command);
     let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     let output = std::io::read_to_string(output).unwrap();
     assert_eq!(output, "", "{options:?} prints on standard output");
     (status.code(), std::io::read_to_string(errors).unwrap())

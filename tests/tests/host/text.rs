@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use portwatch_tests::socket::{self, REUSEADDR};
 use portwatch_tests::{
-    Actor, LIMIT, Netns, Printed, Program, Socket, ended, netns, portwatch, signal, start, wait,
+    Actor, LIMIT, Netns, Printed, Program, Socket, ended, netns, portwatch_command, signal, start,
+    wait,
 };
 
 /// A running trace of one namespace that prints text.
@@ -19,11 +20,9 @@ struct Text {
 
 impl Text {
     fn start(netns: &Netns, options: &[&str]) -> Self {
-        let mut command = Command::new(portwatch());
+        let mut command = portwatch_command("trace");
         let inode = netns.inode().to_string();
-        command
-            .args(["trace", "--utc", "--netns", &inode])
-            .args(options);
+        command.args(["--utc", "--netns", &inode]).args(options);
         command
             .env_remove("NO_COLOR")
             .stdin(Stdio::null())
@@ -47,7 +46,7 @@ impl Text {
     /// Ends it; the lines of events, without explanations, and what it told.
     fn stop(mut self) -> (Vec<String>, Vec<String>) {
         signal(&self.child, Signal::SIGINT);
-        let status = wait(&mut self.child, LIMIT);
+        let status = wait(&mut self.child, *LIMIT);
         assert!(status.success(), "{}", ended(status));
         let mut lines = self.printed.rest();
         lines.retain(|line| !line.starts_with(' '));
@@ -201,8 +200,8 @@ fn colour_if_it_is_asked_for() {
 fn on_a_terminal(no_color: bool) -> String {
     let netns = Netns::new();
     let terminal = nix::pty::openpty(None, None).unwrap();
-    let mut command = Command::new(portwatch());
-    command.args(["trace", "--netns", &netns.inode().to_string()]);
+    let mut command = portwatch_command("trace");
+    command.args(["--netns", &netns.inode().to_string()]);
     if no_color {
         command.env("NO_COLOR", "1");
     } else {
@@ -224,7 +223,7 @@ fn on_a_terminal(no_color: bool) -> String {
         assert_ne!(screen.read_line(&mut shown).unwrap(), 0, "{shown}");
     }
     signal(&child, Signal::SIGINT);
-    let status = wait(&mut child, LIMIT);
+    let status = wait(&mut child, *LIMIT);
     assert!(status.success(), "{}", ended(status));
     // Reading from a terminal whose other end is closed fails.
     let _ = screen.read_to_string(&mut shown);
@@ -252,9 +251,9 @@ fn no_color_takes_the_colour_away() {
 #[test]
 fn quiet_tells_nothing() {
     let netns = Netns::new();
-    let mut command = Command::new(portwatch());
+    let mut command = portwatch_command("trace");
     let inode = netns.inode().to_string();
-    command.args(["trace", "-q", "-n", "1", "--netns", &inode]);
+    command.args(["-q", "-n", "1", "--netns", &inode]);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -264,7 +263,7 @@ fn quiet_tells_nothing() {
     let told = Printed::of(child.stderr.take().unwrap());
     // Nothing says that it has begun; so it is tried until it has.
     let ended = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| wait(&mut child, LIMIT));
+        let waiting = scope.spawn(|| wait(&mut child, *LIMIT));
         while !waiting.is_finished() {
             netns.run(|| drop(Socket::udp4().bound("127.0.0.1:5353")));
             std::thread::yield_now();

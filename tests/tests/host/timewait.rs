@@ -259,10 +259,13 @@ fn both_end_it_at_once() {
 fn reused_by_a_connect_from_the_same_port() {
     let scenario = &mut Scenario::new();
     let listener = Connection::new(scenario).ended_by_client(scenario);
-    scenario.netns.sysctl("ipv4/tcp_tw_reuse_delay", "1");
+    // Without it, it is a second.
+    scenario
+        .netns
+        .sysctl_if_there("ipv4/tcp_tw_reuse_delay", "1");
     let again = scenario.run(|| {
         let again = Socket::tcp4().with(REUSEADDR).bound(CLIENT);
-        // It is only free for reuse a millisecond after.
+        // It is only free for reuse that long after.
         while let Err(error) = again.connect(listener.local()) {
             assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));
         }

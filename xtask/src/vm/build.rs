@@ -1,0 +1,95 @@
+//! Programs for guests: linked statically, since a guest has no libraries.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::lock::Arch;
+use crate::process::{cargo, shown};
+
+/// The programs a guest gets.
+pub struct Programs {
+    /// portwatch itself.
+    pub portwatch: PathBuf,
+    /// What the scenarios start.
+    pub actor: PathBuf,
+    /// The scenarios.
+    pub host: PathBuf,
+    /// The tests of the readers of the kernel's types.
+    pub btf: PathBuf,
+    /// The test of the hooks' prototypes.
+    pub prototypes: PathBuf,
+}
+
+/// Builds them.
+pub fn programs(arch: Arch) -> Result<Programs> {
+    let target = format!("{}-unknown-linux-gnu", arch.name());
+    let variable = target.replace('-', "_").to_uppercase();
+    let mut command = cargo();
+    command
+        .args(["test", "--no-run", "--locked", "--profile", "tests"])
+        .args([
+            "--target",
+            &target,
+            "-p",
+            "portwatch",
+            "-p",
+            "portwatch-tests",
+        ])
+        .args([
+            "--bin",
+            "portwatch",
+            "--bin",
+            "actor",
+            "--test",
+            "host",
+            "--test",
+            "btf",
+            "--test",
+            "prototypes",
+        ])
+        .args(["--message-format", "json-render-diagnostics"])
+        .env(
+            format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
+            "-C target-feature=+crt-static",
+        )
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = output(&mut command)?;
+    let executable = |kind: &str, name: &str| {
+        let find = |line: &str| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            let target = message.get("target")?;
+            let is = target["kind"][0] == kind && target["name"] == name;
+            // A binary is built as a test of itself too.
+            let as_asked = message["profile"]["test"] == (kind == "test");
+            let path = message["executable"].as_str()?;
+            (is && as_asked).then(|| PathBuf::from(path))
+        };
+        output
+            .lines()
+            .find_map(find)
+            .with_context(|| format!("cargo built no {kind} {name}"))
+    };
+    Ok(Programs {
+        portwatch: executable("bin", "portwatch")?,
+        actor: executable("bin", "actor")?,
+        host: executable("test", "host")?,
+        btf: executable("test", "btf")?,
+        prototypes: executable("test", "prototypes")?,
+    })
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start `{}`", shown(command)))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed: {}",
+        shown(command),
+        output.status
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}

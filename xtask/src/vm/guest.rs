@@ -1,0 +1,159 @@
+//! A guest: qemu, what it prints, and its end.
+
+use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::lock::Arch;
+use crate::process::shown;
+
+/// How long a guest may take. Five minutes are usual when all else is quiet.
+pub const LIMIT: Duration = Duration::from_secs(1200);
+
+/// What is started.
+pub struct Guest {
+    /// Its processor.
+    pub arch: Arch,
+    /// The kernel's image.
+    pub image: PathBuf,
+    /// The first file system.
+    pub initramfs: PathBuf,
+    /// Where the kernel's messages go.
+    pub console: PathBuf,
+}
+
+/// How a guest ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself.
+    Off,
+    /// It was killed when its time was up.
+    Killed,
+}
+
+impl Guest {
+    /// Starts it and hands over each line that it prints on its second serial port.
+    pub fn run(&self, limit: Duration, mut each: impl FnMut(&str)) -> Result<End> {
+        let begin = Instant::now();
+        let mut command = self.command();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", shown(&command)))?;
+        let lines = lines(&mut child)?;
+        let end = loop {
+            match lines.recv_timeout(limit.saturating_sub(begin.elapsed())) {
+                Ok(line) => each(&line),
+                Err(RecvTimeoutError::Disconnected) => break End::Off,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = child.kill()
+                        && error.kind() != ErrorKind::InvalidInput
+                    {
+                        return Err(error).context("killing qemu");
+                    }
+                    break End::Killed;
+                }
+            }
+        };
+        child.wait().context("waiting for qemu")?;
+        Ok(end)
+    }
+
+    /// The last lines of the kernel's messages.
+    pub fn console_tail(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// One processor: with two, about one boot in thirty dies under TCG.
+    fn command(&self) -> Command {
+        let mut command = Command::new(format!("qemu-system-{}", self.arch.name()));
+        let port = match self.arch {
+            Arch::X86_64 if has_kvm() => {
+                command.args(["-accel", "kvm", "-cpu", "host", "-M", "q35"]);
+                "ttyS0"
+            }
+            Arch::X86_64 => {
+                command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-M", "q35"]);
+                "ttyS0"
+            }
+            Arch::Aarch64 => {
+                command.args(["-accel", "tcg,thread=single", "-cpu", "cortex-a57"]);
+                command.args(["-M", "virt"]);
+                "ttyAMA0"
+            }
+        };
+        command
+            .args(["-m", "512", "-smp", "1", "-nodefaults", "-no-user-config"])
+            .args(["-display", "none", "-monitor", "none", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&self.image)
+            .arg("-initrd")
+            .arg(&self.initramfs)
+            .args(["-append", &format!("console={port} panic=-1 quiet")])
+            .arg("-serial")
+            .arg(file_port(&self.console));
+        match self.arch {
+            Arch::X86_64 => command.args(["-serial", "stdio"]),
+            // The machine has one serial port.
+            Arch::Aarch64 => command.args([
+                "-device",
+                "virtio-serial-pci",
+                "-chardev",
+                "stdio,id=results,signal=off",
+                "-device",
+                "virtconsole,chardev=results",
+            ]),
+        };
+        command
+    }
+}
+
+/// The second serial port, as the guest calls it.
+pub fn result_port(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "/dev/ttyS1",
+        Arch::Aarch64 => "/dev/hvc0",
+    }
+}
+
+fn file_port(path: &Path) -> String {
+    // A comma ends a value in qemu's options, two are one.
+    format!("file:{}", path.to_string_lossy().replace(',', ",,"))
+}
+
+/// Whether KVM works: where its module is missing, opening it makes qemu hang.
+fn has_kvm() -> bool {
+    let module = ["kvm_intel", "kvm_amd"]
+        .iter()
+        .any(|name| Path::new("/sys/module").join(name).exists());
+    let device = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    module && device.is_ok()
+}
+
+/// The lines of a child's output, read beside it.
+fn lines(child: &mut Child) -> Result<std::sync::mpsc::Receiver<String>> {
+    let output = child.stdout.take().context("qemu has no output")?;
+    let (say, said) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            if say.send(line.trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(said)
+}

@@ -1,0 +1,62 @@
+#!/bin/busybox sh
+# The first process of a guest: prepares it, runs what xtask put beside it, and
+# tells how each ended. /dev/ttyS0 has the kernel's messages, the second port
+# what is printed here; what xtask has to understand begins with a `@`.
+/bin/busybox mkdir -p /bin /dev /proc /sys /run /tmp
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts
+mount -t devpts devpts /dev/pts
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t tracefs tracefs /sys/kernel/tracing
+ip link set lo up
+. /suite/settings
+exec </dev/null >"$PORT" 2>&1
+stty -F "$PORT" -opost
+while read -r module; do
+    insmod "/modules/$module" || echo "cannot load $module"
+done </modules/order
+
+export PORTWATCH_BIN=/suite/portwatch PORTWATCH_TEST_PATIENCE RUST_BACKTRACE=1
+for test in $TYPES; do
+    echo "@begin $test"
+    "/suite/$test" --show-output $FILTERS
+    echo "@end $?"
+done
+
+# What sleeps through a minute does so beside all others.
+for backend in $BACKENDS; do
+    export PORTWATCH_TEST_BACKEND="$backend"
+    for test in $SLOW; do
+        {
+            /suite/deps/host --show-output --exact "$test" >"/tmp/slow.$backend" 2>&1
+            echo "@end $?" >>"/tmp/slow.$backend"
+        } &
+    done
+done
+for backend in $BACKENDS; do
+    export PORTWATCH_TEST_BACKEND="$backend"
+    echo "@begin doctor $backend"
+    /suite/portwatch doctor -v --backend "$backend"
+    echo "@end $?"
+    echo "@begin suite $backend"
+    /suite/deps/host --show-output --test-threads 4 $FILTERS $SKIPPED
+    echo "@end $?"
+    echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
+done
+wait
+if [ -n "$SLOW" ]; then
+    for backend in $BACKENDS; do
+        echo "@begin slow $backend"
+        cat "/tmp/slow.$backend"
+    done
+fi
+echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
+echo "@done"
+poweroff -f

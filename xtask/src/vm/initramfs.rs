@@ -1,0 +1,67 @@
+//! The first and only file system of a guest.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::build::Programs;
+use super::cpio::Archive;
+use super::kernel::Unpacked;
+use crate::process::{find_program, top};
+
+const INIT: &[u8] = include_bytes!("init.sh");
+const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\n\
+    nobody:x:65534:65534:nobody:/:/bin/false\n";
+const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n";
+
+/// What of the checkout the tests read, which look for it where it was built, and what
+/// makes the folder through which their path to it leads.
+const READ_BY_TESTS: [&str; 3] = [
+    "docs/schema/portwatch-1.schema.json",
+    "tests/Cargo.toml",
+    "portwatch/Cargo.toml",
+];
+
+/// Makes one for a kernel. `settings` are variables of the shell that `init.sh` knows.
+///
+/// It is not compressed: an emulated processor is slower at that than qemu at
+/// handing it over.
+pub fn make(kernel: &Unpacked, programs: &Programs, settings: &str) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.device("/dev/console", 5, 1);
+    archive.device("/dev/null", 1, 3);
+    archive.file("/init", true, INIT);
+    archive.file("/etc/passwd", false, PASSWD);
+    archive.file("/etc/group", false, GROUP);
+    archive.file("/suite/settings", false, settings.as_bytes());
+    let busybox = find_program("busybox").context("there is no busybox")?;
+    let mut add = |place: &str, file: &Path| {
+        let content = fs::read(file).with_context(|| file.display().to_string())?;
+        archive.file(place, true, &content);
+        anyhow::Ok(())
+    };
+    add("/bin/busybox", &busybox)?;
+    add("/suite/portwatch", &programs.portwatch)?;
+    // The scenarios look for it above the folder that they are in.
+    add("/suite/actor", &programs.actor)?;
+    add("/suite/deps/host", &programs.host)?;
+    add("/suite/btf", &programs.btf)?;
+    add("/suite/prototypes", &programs.prototypes)?;
+    let mut order = String::new();
+    for module in &kernel.modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        add(&format!("/modules/{name}"), module)?;
+        order += &format!("{name}\n");
+    }
+    let mut read_by_tests: Vec<_> = READ_BY_TESTS.iter().map(|path| top().join(path)).collect();
+    let kernel_side = top().join("portwatch-ebpf/src");
+    for source in fs::read_dir(&kernel_side).context("the kernel side's sources")? {
+        read_by_tests.push(source?.path());
+    }
+    for path in read_by_tests {
+        add(&path.to_string_lossy(), &path)?;
+    }
+    archive.file("/modules/order", false, order.as_bytes());
+    Ok(archive.finish())
+}

@@ -1,0 +1,224 @@
+//! The kernels of the matrix, and the very packages they are taken from.
+//!
+//! The lock file has one package a line, in columns: series, architecture,
+//! package, version, size in bytes, SHA256.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+
+use crate::process::top;
+
+/// A series of kernels, and the suite of Debian that has its packages.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Series {
+    /// The first numbers of its versions.
+    pub name: &'static str,
+    /// The suite.
+    pub suite: &'static str,
+    /// The architectures it is tested on.
+    pub arches: &'static [Arch],
+}
+
+/// What the matrix consists of.
+pub const MATRIX: [Series; 5] = [
+    Series {
+        name: "5.10",
+        suite: "bullseye-security",
+        arches: &[Arch::X86_64],
+    },
+    Series {
+        name: "6.1",
+        suite: "bookworm-security",
+        arches: &[Arch::X86_64, Arch::Aarch64],
+    },
+    Series {
+        name: "6.12",
+        suite: "bookworm-security",
+        arches: &[Arch::X86_64],
+    },
+    Series {
+        name: "6.18",
+        suite: "trixie-backports",
+        arches: &[Arch::X86_64],
+    },
+    Series {
+        name: "7.3",
+        suite: "trixie-backports",
+        arches: &[Arch::X86_64, Arch::Aarch64],
+    },
+];
+
+/// An architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arch {
+    /// As Rust calls it; Debian's amd64.
+    #[value(name = "x86_64")]
+    X86_64,
+    /// As Rust calls it; Debian's arm64.
+    #[value(name = "aarch64")]
+    Aarch64,
+}
+
+impl Arch {
+    /// The name it has in Rust and in qemu.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// The name it has in Debian.
+    pub fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+}
+
+/// A package, down to its last bit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The hash of its file, in hexadecimal.
+    pub sha256: String,
+}
+
+/// The packages of one kernel of the matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its series.
+    pub series: &'static str,
+    /// Its architecture.
+    pub arch: Arch,
+    /// One package, or several where the kernel is split.
+    pub packages: Vec<Package>,
+}
+
+fn path() -> PathBuf {
+    top().join("xtask/vm/kernels.lock")
+}
+
+/// The kernels of the lock file.
+pub fn read() -> Result<Vec<Kernel>> {
+    let path = path();
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    parse(&text).with_context(|| path.display().to_string())
+}
+
+/// Writes the lock file.
+pub fn write(kernels: &[Kernel]) -> Result<()> {
+    let path = path();
+    fs::write(&path, print(kernels)).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str) -> Result<Vec<Kernel>> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        let [series, arch, name, version, size, sha256] = fields[..] else {
+            bail!("{line:?} has not six columns");
+        };
+        let series = MATRIX
+            .iter()
+            .find(|known| known.name == series)
+            .with_context(|| format!("{line:?}: there is no series {series}"))?;
+        let arch = Arch::from_str(arch, false)
+            .map_err(|_| anyhow::anyhow!("{line:?}: there is no architecture {arch}"))?;
+        ensure!(
+            sha256.len() == 64 && sha256.bytes().all(|digit| digit.is_ascii_hexdigit()),
+            "{line:?}: {sha256} is no SHA256"
+        );
+        let package = Package {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            size: size.parse().with_context(|| format!("{line:?}: {size}"))?,
+            sha256: sha256.to_owned(),
+        };
+        match kernels.last_mut() {
+            Some(last) if last.series == series.name && last.arch == arch => {
+                last.packages.push(package);
+            }
+            _ => kernels.push(Kernel {
+                series: series.name,
+                arch,
+                packages: vec![package],
+            }),
+        }
+    }
+    Ok(kernels)
+}
+
+fn print(kernels: &[Kernel]) -> String {
+    let mut text = "# Written by `cargo xtask vm --update-lock`: \
+                    series, architecture, package, version, size, SHA256.\n"
+        .to_owned();
+    for kernel in kernels {
+        for package in &kernel.packages {
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "{} {} {} {} {} {}",
+                kernel.series,
+                kernel.arch.name(),
+                package.name,
+                package.version,
+                package.size,
+                package.sha256
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arch, MATRIX, parse, print, read};
+
+    #[test]
+    fn what_is_written_is_read() {
+        let sum = "5".repeat(64);
+        let text = format!(
+            "# a comment\n6.1 x86_64 linux-image 6.1.2-3 45 {sum}\n\
+             7.3 aarch64 linux-binary 7.3-1 6 {sum}\n7.3 aarch64 linux-modules 7.3-1 7 {sum}\n"
+        );
+        let kernels = parse(&text).unwrap();
+        assert_eq!(kernels.len(), 2);
+        assert_eq!((kernels[1].series, kernels[1].arch), ("7.3", Arch::Aarch64));
+        assert_eq!(kernels[1].packages[1].size, 7);
+        assert_eq!(parse(&print(&kernels)).unwrap(), kernels);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let message = |text| parse(text).unwrap_err().to_string();
+        assert!(message("6.1 x86_64 linux").contains("six columns"));
+        assert!(message("0.9 x86_64 linux 1 2 3").contains("no series 0.9"));
+        assert!(message("6.1 vax linux 1 2 3").contains("no architecture vax"));
+        assert!(message("6.1 x86_64 linux 1 2 3").contains("3 is no SHA256"));
+    }
+
+    #[test]
+    fn the_whole_matrix_is_locked() {
+        let locked: Vec<_> = read()
+            .unwrap()
+            .iter()
+            .map(|kernel| (kernel.series, kernel.arch))
+            .collect();
+        let matrix: Vec<_> = MATRIX
+            .iter()
+            .flat_map(|series| series.arches.iter().map(|arch| (series.name, *arch)))
+            .collect();
+        assert_eq!(locked, matrix);
+    }
+}

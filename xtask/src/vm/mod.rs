@@ -1,0 +1,326 @@
+//! `cargo xtask vm`: the scenarios on the kernels of the matrix, each in a
+//! guest of its own, two at a time.
+
+mod apt;
+mod build;
+mod cpio;
+mod guest;
+mod initramfs;
+mod kernel;
+mod lock;
+mod report;
+mod suite;
+mod verified;
+
+use std::fs;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::package::{Provided, provide};
+use crate::process::{say, target_folder};
+use crate::tally::Tally;
+use guest::{End, Guest};
+use kernel::{Store, Unpacked};
+use lock::{Arch, Kernel, MATRIX};
+use report::{Line, Report};
+
+/// Guests at a time.
+const AT_ONCE: usize = 2;
+/// How many times as long as usual a guest's tests wait before they give up.
+const PATIENCE: u32 = 12;
+
+const PROGRAMS: &[Provided] = &[
+    Provided {
+        program: "busybox",
+        package: "busybox-static",
+    },
+    Provided {
+        program: "xz",
+        package: "xz-utils",
+    },
+];
+
+/// The arguments of `cargo xtask vm`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only kernels of this series, such as 6.1; may be repeated
+    #[arg(long = "kernel", value_name = "SERIES")]
+    kernels: Vec<String>,
+    /// The architecture
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: Arch,
+    /// Only this backend; may be repeated
+    #[arg(long = "backend", value_name = "BACKEND")]
+    backends: Vec<String>,
+    /// Write the newest kernels of the matrix to the lock file, and run nothing
+    #[arg(long)]
+    update_lock: bool,
+    /// Record how many instructions the verifier went through
+    #[arg(long)]
+    record: bool,
+    /// Show what portwatch doctor says in each guest
+    #[arg(short, long)]
+    verbose: bool,
+    /// Only tests whose names contain one of these
+    #[arg(last = true, value_name = "FILTER")]
+    filters: Vec<String>,
+}
+
+/// What the guests came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Their tests, with what else went wrong counted as failed.
+    pub tally: Tally,
+    /// What has to be told at the end.
+    pub remarks: Vec<String>,
+}
+
+/// Runs `cargo xtask vm`.
+pub fn vm(args: &Args) -> Result<ExitCode> {
+    if args.update_lock {
+        let kernels = Store::new()?.newest()?;
+        lock::write(&kernels)?;
+        say(&format!("{} kernels are locked", kernels.len()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outcome = run(args)?;
+    for remark in &outcome.remarks {
+        say(remark);
+    }
+    println!("{}", outcome.tally);
+    Ok(if outcome.tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the whole matrix of x86_64, as a level of `cargo xtask test`.
+pub fn level(filters: &[String]) -> Result<Outcome> {
+    run(&Args {
+        kernels: Vec::new(),
+        arch: Arch::X86_64,
+        backends: Vec::new(),
+        update_lock: false,
+        record: false,
+        verbose: false,
+        filters: filters.to_vec(),
+    })
+}
+
+fn run(args: &Args) -> Result<Outcome> {
+    for series in &args.kernels {
+        let known: Vec<_> = MATRIX.iter().map(|known| known.name).collect();
+        ensure!(
+            known.contains(&&**series),
+            "there is no kernel {series}: {}",
+            known.join(", ")
+        );
+    }
+    provide(PROGRAMS)?;
+    provide(&[match args.arch {
+        Arch::X86_64 => Provided {
+            program: "qemu-system-x86_64",
+            package: "qemu-system-x86",
+        },
+        Arch::Aarch64 => Provided {
+            program: "qemu-system-aarch64",
+            package: "qemu-system-arm",
+        },
+    }])?;
+    let programs = build::programs(args.arch)?;
+    let mut store = Store::new()?;
+    let mut kernels = Vec::new();
+    for locked in lock::read()? {
+        let wanted = args.kernels.is_empty() || args.kernels.iter().any(|it| it == locked.series);
+        if wanted && locked.arch == args.arch {
+            kernels.push(store.get(&locked)?);
+        }
+    }
+    ensure!(!kernels.is_empty(), "no kernel is left to run");
+    for warning in store.warnings() {
+        say(warning);
+    }
+
+    let run = Run {
+        args,
+        programs: &programs,
+        recorded: verified::read().unwrap_or_default(),
+    };
+    let mut outcomes = run.guests(kernels)?;
+    outcomes.sort_by_key(|(series, _)| MATRIX.iter().position(|known| known.name == *series));
+    let mut whole = Outcome::default();
+    let mut counts = verified::Counts::new();
+    for (series, guest) in outcomes {
+        whole.tally.add(guest.tally);
+        let name = format!("{series} {}", args.arch.name());
+        for remark in guest.remarks {
+            whole.remarks.push(format!("{name}: {remark}"));
+        }
+        counts.extend(
+            guest
+                .verified
+                .into_iter()
+                .map(|(program, count)| ((name.clone(), program), count)),
+        );
+    }
+    if args.record {
+        verified::record(&counts)?;
+    }
+    whole.remarks.extend_from_slice(store.warnings());
+    Ok(whole)
+}
+
+/// What all guests have in common.
+struct Run<'a> {
+    args: &'a Args,
+    programs: &'a build::Programs,
+    recorded: verified::Counts,
+}
+
+/// What one guest came to.
+#[derive(Debug, Default)]
+struct GuestOutcome {
+    tally: Tally,
+    remarks: Vec<String>,
+    verified: std::collections::BTreeMap<String, u32>,
+}
+
+impl Run<'_> {
+    /// Runs the guests, some at a time.
+    fn guests(&self, kernels: Vec<Unpacked>) -> Result<Vec<(&'static str, GuestOutcome)>> {
+        // The last is taken first: the newest take longest.
+        let waiting = Mutex::new(kernels);
+        let ended = Mutex::new(Vec::new());
+        let lock = "a thread that runs guests panicked";
+        thread::scope(|scope| {
+            let work = || -> Result<()> {
+                loop {
+                    let next = waiting.lock().ok().context(lock)?.pop();
+                    let Some(kernel) = next else {
+                        return Ok(());
+                    };
+                    let outcome = self
+                        .guest(&kernel)
+                        .with_context(|| format!("the guest with {}", kernel.kernel.series))?;
+                    let ended = ended.lock().ok().context(lock);
+                    ended?.push((kernel.kernel.series, outcome));
+                }
+            };
+            let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                worker
+                    .join()
+                    .map_err(|_| anyhow::anyhow!(lock))
+                    .and_then(|result| result)?;
+            }
+            anyhow::Ok(())
+        })?;
+        ended.into_inner().ok().context(lock)
+    }
+
+    fn guest(&self, kernel: &Unpacked) -> Result<GuestOutcome> {
+        let name = format!("{}-{}", kernel.kernel.series, kernel.kernel.arch.name());
+        let folder = target_folder()?.join("vm").join(name);
+        fs::create_dir_all(&folder)?;
+        let guest = Guest {
+            arch: kernel.kernel.arch,
+            image: kernel.image.clone(),
+            initramfs: folder.join("initramfs.cpio"),
+            console: folder.join("console.log"),
+        };
+        let settings = self.settings(&kernel.kernel);
+        let archive = initramfs::make(kernel, self.programs, &settings)?;
+        fs::write(&guest.initramfs, archive)?;
+
+        let mut outcome = GuestOutcome::default();
+        let (mut report, mut end) = self.attempt(&guest, &kernel.kernel)?;
+        if report.is_empty() {
+            outcome.remarks.push(format!(
+                "RETRIED: no result came at all; the console's end:\n{}",
+                guest.console_tail()
+            ));
+            (report, end) = self.attempt(&guest, &kernel.kernel)?;
+        }
+        self.judge(&report, end, &kernel.kernel, &mut outcome);
+        if outcome.tally.failed != 0 {
+            outcome
+                .remarks
+                .push(format!("the console's end:\n{}", guest.console_tail()));
+        }
+        Ok(outcome)
+    }
+
+    /// Counts what went wrong besides the tests.
+    fn judge(&self, report: &Report, end: End, kernel: &Kernel, outcome: &mut GuestOutcome) {
+        let ended = match end {
+            End::Off => "the guest ended",
+            End::Killed => "the guest was killed after its time limit",
+        };
+        outcome.tally = report.tally();
+        outcome.verified = report.verified_instructions();
+        let mut complaints = report.complaints(ended);
+        if report.ended() == 0 {
+            complaints.push("no test was run".to_owned());
+        }
+        if !self.args.record {
+            let name = format!("{} {}", kernel.series, kernel.arch.name());
+            let seen = &outcome.verified;
+            complaints.extend(verified::complaints(&self.recorded, &name, seen));
+        }
+        outcome.tally.failed += complaints.len();
+        let failed = complaints.iter().map(|text| format!("FAILED: {text}"));
+        outcome.remarks.extend(failed);
+        let skips = report.skips().iter().map(|skip| format!("skipped: {skip}"));
+        outcome.remarks.extend(skips);
+        if self.args.verbose {
+            for (backend, lines) in report.doctors() {
+                let said = format!("portwatch doctor, {backend}:\n{}", lines.join("\n"));
+                outcome.remarks.push(said);
+            }
+        }
+    }
+
+    fn attempt(&self, guest: &Guest, kernel: &Kernel) -> Result<(Report, End)> {
+        let mut report = Report::default();
+        let series = kernel.series;
+        let end = guest.run(guest::LIMIT, |line| {
+            if let Some(seconds) = line.strip_prefix("@uptime ") {
+                say(&format!("{series}: {seconds} s since it started"));
+            } else if let Line::Show(backend) = report.line(line) {
+                // A reader of the output that has gone is no reason to stop.
+                let _ = writeln!(std::io::stdout(), "{series:<4} {backend:<10} | {line}");
+            }
+        })?;
+        Ok((report, end))
+    }
+
+    /// The variables of `init.sh`.
+    fn settings(&self, kernel: &Kernel) -> String {
+        let filters = &self.args.filters;
+        let backends = if self.args.backends.is_empty() {
+            suite::backends(kernel.arch, kernel.series).join(" ")
+        } else {
+            self.args.backends.join(" ")
+        };
+        // Who names tests wants just those.
+        let (mut skipped, mut slow) = (String::new(), "");
+        if filters.is_empty() {
+            slow = suite::SLOW;
+            for test in suite::NOT_IN_GUESTS.iter().chain([&slow]) {
+                skipped += &format!(" --skip {test}");
+            }
+        }
+        format!(
+            "PORT={}\nTYPES='{}'\nBACKENDS='{backends}'\nSLOW='{slow}'\n\
+             FILTERS='{}'\nSKIPPED='{skipped}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
+            guest::result_port(kernel.arch),
+            suite::TYPES,
+            filters.join(" ")
+        )
+    }
+}

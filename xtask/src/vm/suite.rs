@@ -1,0 +1,44 @@
+//! What a guest runs: which tests, through which backends.
+
+use super::lock::Arch;
+
+/// The backends of the suite on a kernel: all that work there.
+pub fn backends(arch: Arch, series: &str) -> &'static [&'static str] {
+    match (arch, series) {
+        // Trampolines on arm64 came later: attaching fails with ENOTSUPP.
+        (Arch::Aarch64, "6.1") => &["kprobe", "tracepoint"],
+        _ => &["fentry", "kprobe", "tracepoint"],
+    }
+}
+
+/// Tests of the library that concern the kernel's types.
+pub const TYPES: &str = "btf prototypes";
+
+/// The test that waits for a minute, which is run beside all others.
+pub const SLOW: &str = "a_minute::later_a_timewait_expires";
+
+/// Tests that do not concern the kernel: they see to what portwatch makes of
+/// records that other tests here provoke as well, or to what it says before it
+/// loads anything. Each starts traces of its own, which takes seconds where the
+/// verifier is emulated. `cargo xtask test host` runs them.
+pub const NOT_IN_GUESTS: [&str; 15] = [
+    // Rendering.
+    "text::",
+    // Filters that the kernel side knows nothing of.
+    "filters::a_duration_ends_it",
+    "filters::a_filter_that_matches_nothing_is_no_error",
+    "filters::by_comm",
+    "filters::by_ipv4",
+    "filters::by_ipv6",
+    "filters::by_tcp",
+    "filters::by_udp",
+    "filters::unix_beside_the_filters_of_ip",
+    // Another way to say what another test says.
+    "filters::a_count_ends_it",
+    "filters::by_the_name_of_a_netns",
+    "filters::by_the_name_of_a_user",
+    "filters::by_several_events",
+    // Said before anything is loaded.
+    "filters::malformed_values_are_named_before_anything_is_attached",
+    "filters::who_may_not_trace_is_told_why_and_what_to_do",
+];
