@@ -115,8 +115,13 @@ impl Time {
         put(&mut text[11..13], second / 3600);
         put(&mut text[14..16], second / 60 % 60);
         put(&mut text[17..19], second % 60);
-        put(&mut text[20..29], nanosecond % 1_000_000_000);
+        self.put_nanoseconds(&mut text);
         text
+    }
+
+    /// Turns what [`Self::rfc3339`] made of another time in the same second into this one.
+    pub fn put_nanoseconds(self, text: &mut [u8; 30]) {
+        put(&mut text[20..29], self.0.rem_euclid(1_000_000_000));
     }
 }
 
