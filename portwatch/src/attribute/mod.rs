@@ -270,6 +270,12 @@ impl Attribution {
         }
     }
 
+    /// Whether connections in FIN_WAIT2 wait to be asked for.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.timewaits.is_waiting()
+    }
+
     /// Some of the connections in FIN_WAIT2, by their addresses in the kernel: whether they have
     /// gone on to TIME_WAIT must be asked for. Each time others, if there are many.
     pub fn waiting(&mut self) -> Vec<u64> {
@@ -282,8 +288,7 @@ impl Attribution {
 
     /// These have.
     pub fn found_timewaits(&mut self, found: Vec<record::Timewait>) {
-        let found = found.into_iter().map(Box::new).map(Record::Timewait);
-        self.order.add(found);
+        self.order.add(found.into_iter().map(Record::Timewait));
     }
 
     fn timewait(&mut self, timewait: &record::Timewait) -> Vec<Timewait> {
@@ -446,7 +451,6 @@ fn state(socket: &record::Socket) -> Option<State> {
 fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
     let family = family(raw.family);
     let nonzero = |number: u64| (number != 0).then_some(number);
-    let (device, _) = process::comm(device);
     let inet = |address: [u8; 16], port| match family {
         Some(Family::Ipv4) => {
             let [a, b, c, d, ..] = address;
@@ -465,7 +469,7 @@ fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
             .flatten(),
         state: state(raw),
         options: Options(raw.options),
-        bound_device: (!device.is_empty()).then_some(device),
+        bound_device: (device.first() != Some(&0)).then(|| process::comm(device).0),
         netns: nonzero(raw.netns.into()).map(|_| raw.netns),
         cookie: nonzero(raw.cookie),
         inode: nonzero(raw.inode),
