@@ -370,9 +370,10 @@ pub enum Transport {
     Other(u16),
 }
 
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Transport {
+    /// Its name, if it has one.
+    fn name(&self) -> Option<&'static str> {
+        Some(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Mptcp => "mptcp",
@@ -385,14 +386,27 @@ impl fmt::Display for Transport {
             Self::Stream => "stream",
             Self::Dgram => "dgram",
             Self::Seqpacket => "seqpacket",
-            Self::Other(number) => return write!(f, "{number}"),
+            Self::Other(_) => return None,
         })
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.name(), self) {
+            (Some(name), _) => f.write_str(name),
+            (None, Self::Other(number)) => write!(f, "{number}"),
+            (None, _) => Ok(()),
+        }
     }
 }
 
 impl Serialize for Transport {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self.name() {
+            Some(name) => serializer.serialize_str(name),
+            None => serializer.collect_str(self),
+        }
     }
 }
 

@@ -270,7 +270,7 @@ async fn attribute(
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
 ) -> anyhow::Result<()> {
-    emission.send([start]).await;
+    emission.send(&[start]).await;
     let mut events = Vec::new();
     let mut ask = tokio::time::interval(ASK);
     ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -322,8 +322,9 @@ impl Emission {
     async fn emit(&mut self, events: &mut Vec<Event>) {
         events.retain(|event| self.keep(&event.body));
         if !events.is_empty() {
-            self.send(events.drain(..)).await;
+            self.send(events).await;
         }
+        events.clear();
     }
 
     fn keep(&mut self, body: &Body) -> bool {
@@ -353,10 +354,10 @@ impl Emission {
         true
     }
 
-    async fn send(&mut self, events: impl IntoIterator<Item = Event>) {
+    async fn send(&mut self, events: &[Event]) {
         let mut output = self.spare.try_recv().unwrap_or_default();
         for event in events {
-            self.renderer.render(&event, &mut output);
+            self.renderer.render(event, &mut output);
         }
         self.unwritten.fetch_add(output.events, Ordering::Relaxed);
         // The writing stage ends early only when nobody reads; then everything ends.
@@ -374,7 +375,7 @@ impl Emission {
                 duration_ms: (now - self.begin) / 1_000_000,
             }),
         };
-        self.send([end]).await;
+        self.send(&[end]).await;
     }
 }
 

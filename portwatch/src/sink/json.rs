@@ -12,7 +12,14 @@ use lru::LruCache;
 use serde::Serialize;
 use serde_json::to_writer;
 
-use crate::event::{Actor, Body, Event, Process, Result, SCHEMA, Socket, Time};
+use crate::event::{Actor, Address, Body, Event, Process, Result, SCHEMA, Socket, Time};
+
+/// A comma and a key.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
+}
 
 /// How many processes' JSON is kept. Arguments of 4096 bytes are the most of one.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
@@ -58,9 +65,9 @@ impl Json {
 
     fn line(&mut self, event: &Event, out: &mut Vec<u8>) -> serde_json::Result<()> {
         object(out, |out| {
-            pair(out, "schema", SCHEMA)?;
-            pair(out, "seq", &self.seq)?;
-            key(out, "time");
+            pair(out, key!("schema"), SCHEMA)?;
+            pair(out, key!("seq"), &self.seq)?;
+            out.extend_from_slice(key!("time"));
             self.times.put(event.time, out);
             self.body(&event.body, out)
         })?;
@@ -72,38 +79,38 @@ impl Json {
         if matches!(body, Body::Start(_) | Body::Lost(_) | Body::End(_)) {
             return pairs(out, body);
         }
-        pair(out, "event", body.name())?;
+        pair(out, key!("event"), body.name())?;
         match body {
             Body::Bind(bind) => {
                 result(out, &bind.result)?;
                 socket(out, &bind.socket)?;
-                optional(out, "requested", bind.requested.as_ref())?;
-                self.actor(out, "process", bind.process.as_ref())
+                optional(out, key!("requested"), bind.requested.as_ref())?;
+                self.actor(out, key!("process"), bind.process.as_ref())
             }
             Body::Listen(listen) => {
                 result(out, &listen.result)?;
                 socket(out, &listen.socket)?;
-                pair(out, "backlog", &listen.backlog)?;
-                self.actor(out, "process", listen.process.as_ref())
+                pair(out, key!("backlog"), &listen.backlog)?;
+                self.actor(out, key!("process"), listen.process.as_ref())
             }
             Body::Release(release) => {
                 socket(out, &release.socket)?;
                 if let Some(bound_at) = release.bound_at {
-                    key(out, "bound_at");
+                    out.extend_from_slice(key!("bound_at"));
                     self.times.put(bound_at, out);
                 }
-                optional(out, "held_ms", release.held_ms.as_ref())?;
-                self.actor(out, "binder", release.binder.as_ref())?;
-                self.actor(out, "process", release.process.as_ref())
+                optional(out, key!("held_ms"), release.held_ms.as_ref())?;
+                self.actor(out, key!("binder"), release.binder.as_ref())?;
+                self.actor(out, key!("process"), release.process.as_ref())
             }
             Body::Timewait(timewait) => {
-                pair(out, "phase", &timewait.phase)?;
+                pair(out, key!("phase"), &timewait.phase)?;
                 socket(out, &timewait.socket)?;
-                optional(out, "expires_in_ms", timewait.expires_in_ms.as_ref())?;
-                optional(out, "fin_wait2_ms", timewait.fin_wait2_ms.as_ref())?;
-                optional(out, "reason", timewait.reason.as_ref())?;
-                optional(out, "lasted_ms", timewait.lasted_ms.as_ref())?;
-                self.actor(out, "process", timewait.process.as_ref())
+                optional(out, key!("expires_in_ms"), timewait.expires_in_ms.as_ref())?;
+                optional(out, key!("fin_wait2_ms"), timewait.fin_wait2_ms.as_ref())?;
+                optional(out, key!("reason"), timewait.reason.as_ref())?;
+                optional(out, key!("lasted_ms"), timewait.lasted_ms.as_ref())?;
+                self.actor(out, key!("process"), timewait.process.as_ref())
             }
             Body::Start(_) | Body::Lost(_) | Body::End(_) => Ok(()),
         }
@@ -112,20 +119,20 @@ impl Json {
     fn actor(
         &mut self,
         out: &mut Vec<u8>,
-        name: &str,
+        key: &[u8],
         actor: Option<&Actor>,
     ) -> serde_json::Result<()> {
         let Some(actor) = actor else { return Ok(()) };
-        key(out, name);
+        out.extend_from_slice(key);
         object(out, |out| {
-            pair(out, "pid", &actor.pid)?;
-            optional(out, "tid", actor.tid.as_ref())?;
-            pair(out, "comm", &*actor.comm)?;
-            optional(out, "comm_hex", actor.comm_hex.as_ref())?;
-            pair(out, "uid", &actor.uid)?;
-            key(out, "start_time");
+            pair(out, key!("pid"), &actor.pid)?;
+            optional(out, key!("tid"), actor.tid.as_ref())?;
+            pair(out, key!("comm"), &*actor.comm)?;
+            optional(out, key!("comm_hex"), actor.comm_hex.as_ref())?;
+            pair(out, key!("uid"), &actor.uid)?;
+            out.extend_from_slice(key!("start_time"));
             self.times.put(actor.start_time, out);
-            pair(out, "gid", &actor.gid)?;
+            pair(out, key!("gid"), &actor.gid)?;
             out.extend_from_slice(self.process(&actor.process)?);
             Ok(())
         })
@@ -174,6 +181,7 @@ impl Times {
 }
 
 /// Writes an object of whatever pairs `write` appends, at least one.
+#[inline(always)]
 fn object(
     out: &mut Vec<u8>,
     write: impl FnOnce(&mut Vec<u8>) -> serde_json::Result<()>,
@@ -200,39 +208,64 @@ fn pairs(out: &mut Vec<u8>, object: &impl Serialize) -> serde_json::Result<()> {
     Ok(())
 }
 
-/// Writes a comma and a key, which needs no escapes.
-fn key(out: &mut Vec<u8>, key: &str) {
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(key.as_bytes());
-    out.extend_from_slice(b"\":");
-}
-
+#[inline(always)]
 fn pair(
     out: &mut Vec<u8>,
-    name: &str,
+    key: &[u8],
     value: &(impl Serialize + ?Sized),
 ) -> serde_json::Result<()> {
-    key(out, name);
+    out.extend_from_slice(key);
     to_writer(out, value)
 }
 
+#[inline(always)]
 fn optional(
     out: &mut Vec<u8>,
-    name: &str,
+    key: &[u8],
     value: Option<&(impl Serialize + ?Sized)>,
 ) -> serde_json::Result<()> {
     match value {
-        Some(value) => pair(out, name, value),
+        Some(value) => pair(out, key, value),
         None => Ok(()),
     }
 }
 
 fn result(out: &mut Vec<u8>, result: &Result) -> serde_json::Result<()> {
-    pair(out, "outcome", &result.outcome)?;
-    optional(out, "error", result.error.as_ref())?;
-    optional(out, "errno", result.errno.as_ref())
+    pair(out, key!("outcome"), &result.outcome)?;
+    optional(out, key!("error"), result.error.as_ref())?;
+    optional(out, key!("errno"), result.errno.as_ref())
 }
 
 fn socket(out: &mut Vec<u8>, socket: &Socket) -> serde_json::Result<()> {
-    pair(out, "socket", socket)
+    out.extend_from_slice(key!("socket"));
+    object(out, |out| {
+        optional(out, key!("transport"), socket.transport.as_ref())?;
+        optional(out, key!("family"), socket.family.as_ref())?;
+        address(out, key!("local"), socket.local.as_ref())?;
+        address(out, key!("remote"), socket.remote.as_ref())?;
+        optional(out, key!("state"), socket.state.as_ref())?;
+        pair(out, key!("options"), &socket.options)?;
+        optional(out, key!("bound_device"), socket.bound_device.as_ref())?;
+        optional(out, key!("netns"), socket.netns.as_ref())?;
+        optional(out, key!("cookie"), socket.cookie.as_ref())?;
+        optional(out, key!("inode"), socket.inode.as_ref())
+    })
+}
+
+fn address(out: &mut Vec<u8>, key: &[u8], address: Option<&Address>) -> serde_json::Result<()> {
+    match address {
+        Some(Address::Inet {
+            address,
+            port,
+            scope,
+        }) => {
+            out.extend_from_slice(key);
+            object(out, |out| {
+                pair(out, key!("address"), address)?;
+                pair(out, key!("port"), port)?;
+                optional(out, key!("scope"), scope.as_ref())
+            })
+        }
+        address => optional(out, key, address),
+    }
 }
