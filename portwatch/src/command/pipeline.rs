@@ -117,8 +117,8 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     let unwritten = Arc::new(AtomicU64::new(0));
     let (renderer, writer) = sinks(plan.sinks);
     let (output, to_write) = mpsc::channel(BATCHES);
-    // One more than can be on the way, so that none is ever thrown away.
-    let (emptied, spare) = mpsc::channel(BATCHES + 1);
+    // Room for all there can be: on the way, being written and being filled.
+    let (emptied, spare) = mpsc::channel(BATCHES + 2);
     let written = spawn_writer(
         writer,
         to_write,
@@ -141,6 +141,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
             filter: plan.filter,
             left: plan.count,
             renderer,
+            rendered: Output::default(),
             output,
             spare,
             unwritten: Arc::clone(&unwritten),
@@ -270,14 +271,16 @@ async fn attribute(
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
 ) -> anyhow::Result<()> {
-    emission.send(&[start]).await;
-    let mut events = Vec::new();
+    emission.render(&start);
+    emission.send().await;
     let mut ask = tokio::time::interval(ASK);
     ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             input = inputs.recv() => match input {
-                Some(Input::Batch(batch)) => attribution.batch(&batch, &mut events),
+                Some(Input::Batch(batch)) => {
+                    attribution.batch(&batch, |event| emission.take(event));
+                }
                 Some(Input::Found(found)) => attribution.found(found),
                 None => break,
             },
@@ -294,10 +297,9 @@ async fn attribute(
                 let _ = identified.remove(&tgid);
             }
         }
-        emission.emit(&mut events).await;
+        emission.send().await;
     }
-    attribution.finish(&mut events);
-    emission.emit(&mut events).await;
+    attribution.finish(|event| emission.take(event));
     emission.end().await;
     Ok(())
 }
@@ -307,6 +309,7 @@ struct Emission {
     filter: Filter,
     left: Option<u64>,
     renderer: Renderer,
+    rendered: Output,
     output: mpsc::Sender<Output>,
     spare: mpsc::Receiver<Output>,
     unwritten: Arc<AtomicU64>,
@@ -318,13 +321,15 @@ struct Emission {
 }
 
 impl Emission {
-    /// Hands on those that pass, and empties `events`.
-    async fn emit(&mut self, events: &mut Vec<Event>) {
-        events.retain(|event| self.keep(&event.body));
-        if !events.is_empty() {
-            self.send(events).await;
+    /// Renders an event if it passes.
+    fn take(&mut self, event: &Event) {
+        if self.keep(&event.body) {
+            self.render(event);
         }
-        events.clear();
+    }
+
+    fn render(&mut self, event: &Event) {
+        self.renderer.render(event, &mut self.rendered);
     }
 
     fn keep(&mut self, body: &Body) -> bool {
@@ -354,14 +359,17 @@ impl Emission {
         true
     }
 
-    async fn send(&mut self, events: &[Event]) {
-        let mut output = self.spare.try_recv().unwrap_or_default();
-        for event in events {
-            self.renderer.render(event, &mut output);
+    /// Hands on what was rendered, if anything.
+    async fn send(&mut self) {
+        if self.rendered.events == 0 {
+            return;
         }
-        self.unwritten.fetch_add(output.events, Ordering::Relaxed);
+        self.unwritten
+            .fetch_add(self.rendered.events, Ordering::Relaxed);
+        let empty = self.spare.try_recv().unwrap_or_default();
+        let rendered = std::mem::replace(&mut self.rendered, empty);
         // The writing stage ends early only when nobody reads; then everything ends.
-        let _ = self.output.send(output).await;
+        let _ = self.output.send(rendered).await;
     }
 
     async fn end(mut self) {
@@ -375,7 +383,8 @@ impl Emission {
                 duration_ms: (now - self.begin) / 1_000_000,
             }),
         };
-        self.send(&[end]).await;
+        self.render(&end);
+        self.send().await;
     }
 }
 
