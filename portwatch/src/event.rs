@@ -115,8 +115,13 @@ impl Time {
         put(&mut text[11..13], second / 3600);
         put(&mut text[14..16], second / 60 % 60);
         put(&mut text[17..19], second % 60);
-        put(&mut text[20..29], nanosecond % 1_000_000_000);
+        self.put_nanoseconds(&mut text);
         text
+    }
+
+    /// Turns what [`Self::rfc3339`] made of another time in the same second into this one.
+    pub fn put_nanoseconds(self, text: &mut [u8; 30]) {
+        put(&mut text[20..29], self.0.rem_euclid(1_000_000_000));
     }
 }
 
@@ -385,9 +390,10 @@ pub enum Transport {
     Other(u16),
 }
 
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Transport {
+    /// Its name, if it has one.
+    fn name(&self) -> Option<&'static str> {
+        Some(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Mptcp => "mptcp",
@@ -400,14 +406,27 @@ impl fmt::Display for Transport {
             Self::Stream => "stream",
             Self::Dgram => "dgram",
             Self::Seqpacket => "seqpacket",
-            Self::Other(number) => return write!(f, "{number}"),
+            Self::Other(_) => return None,
         })
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.name(), self) {
+            (Some(name), _) => f.write_str(name),
+            (None, Self::Other(number)) => write!(f, "{number}"),
+            (None, _) => Ok(()),
+        }
     }
 }
 
 impl Serialize for Transport {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self.name() {
+            Some(name) => serializer.serialize_str(name),
+            None => serializer.collect_str(self),
+        }
     }
 }
 
