@@ -233,8 +233,7 @@ pub fn verdict(newcomer: &Endpoint, holder: &Endpoint, search: Search) -> Option
 }
 
 /// Sockets bound to different interfaces never meet; one that is bound to none meets all.
-#[must_use]
-pub fn devices_meet(newcomer: &Endpoint, holder: &Endpoint) -> bool {
+fn devices_meet(newcomer: &Endpoint, holder: &Endpoint) -> bool {
     match (&newcomer.device, &holder.device) {
         (Some(newcomer), Some(holder)) => newcomer == holder,
         _ => true,
