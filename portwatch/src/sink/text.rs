@@ -10,11 +10,12 @@ use std::net::IpAddr;
 use jiff::tz::TimeZone;
 use unicode_width::UnicodeWidthStr;
 
+use super::conflict;
 use super::duration::Duration;
 use super::escape::escape;
 use crate::event::{
-    Actor, Address, Bind, Body, End, Event, Family, Listen, Lost, Outcome, Phase, Reason, Release,
-    Result, Socket, Start, Time, Timewait, Transport,
+    Actor, Address, Bind, Body, Conflict, End, Event, Family, Listen, Lost, Outcome, Phase, Reason,
+    Release, Result, Socket, Start, Time, Timewait, Transport,
 };
 
 /// A column of the table, other than the last.
@@ -121,6 +122,12 @@ impl Text {
         self.lay_out(&row);
         out.extend_from_slice(self.line.as_bytes());
         out.push(b'\n');
+    }
+
+    /// Appends what explains a refusal, below its line: who holds the port, why, what to do. `at`
+    /// is the time of the event.
+    pub fn explain(&self, conflict: &Conflict, at: Time, out: &mut Vec<u8>) {
+        conflict::explain(conflict, at, &self.zone, out);
     }
 
     fn time(&self, time: Time) -> String {
