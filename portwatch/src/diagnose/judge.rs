@@ -41,9 +41,14 @@ pub(super) fn judge(facts: &Facts) -> Judgement<'_> {
     };
     match facts.errno {
         libc::EADDRINUSE => in_use(facts).unwrap_or_else(|| alone(Cause::Unknown)),
-        libc::EACCES if is_privileged(facts) => alone(Cause::PrivilegedPort),
         // A path that may not be written to is refused with EACCES too.
-        libc::EACCES | libc::EPERM if !is_unix(facts) => alone(Cause::SecurityPolicy),
+        libc::EACCES | libc::EPERM if is_unix(facts) => alone(Cause::Unknown),
+        libc::EPERM => alone(Cause::SecurityPolicy),
+        libc::EACCES => alone(match lacks_capability(facts) {
+            Some(true) => Cause::PrivilegedPort,
+            Some(false) => Cause::SecurityPolicy,
+            None => Cause::Unknown,
+        }),
         libc::EADDRNOTAVAIL => alone(Cause::AddressNotLocal),
         libc::EINVAL if facts.already.is_some() => alone(Cause::AlreadyBound),
         _ => alone(Cause::Unknown),
@@ -54,12 +59,14 @@ fn is_unix(facts: &Facts) -> bool {
     facts.socket.family == Some(Family::Unix)
 }
 
-/// `inet_port_requires_bind_service` (6.18): port 0 never does.
-fn is_privileged(facts: &Facts) -> bool {
-    let (Some(port), Some(start)) = (facts.port(), facts.sysctls.unprivileged_port_start) else {
-        return false;
-    };
-    port != 0 && port < start && facts.may_bind_low == Some(false)
+/// Whether the port is a low one and the process lacks what it takes, as
+/// `inet_port_requires_bind_service` (6.18) and `ns_capable` have it: port 0 takes nothing.
+fn lacks_capability(facts: &Facts) -> Option<bool> {
+    let low = facts.port()? < facts.sysctls.unprivileged_port_start?;
+    if !low || facts.port() == Some(0) {
+        return Some(false);
+    }
+    facts.may_bind_low.map(|may| !may)
 }
 
 fn in_use(facts: &Facts) -> Option<Judgement<'_>> {
@@ -94,41 +101,50 @@ fn in_use(facts: &Facts) -> Option<Judgement<'_>> {
     })
 }
 
-/// The holder that the kernel's check ran into. One that was found without the kernel's lock is
-/// believed only if the rules do not contradict: a wrong holder is worse than none. A listener
-/// stands for its connections.
+/// The holder to speak of: of those in the way the one that is hardest to get around. The kernel's
+/// check ends with the first one it meets, which may be a connection of a listener that lives; it
+/// would go on to the listener if the connection were gone.
+///
+/// A holder that was found without the kernel's lock is believed only if the rules do not
+/// contradict: a wrong holder is worse than none. The first one under the lock is the kernel's own
+/// word.
 fn decider(facts: &Facts) -> Option<(&Held, Option<Conflict>)> {
     let newcomer = Endpoint::of(&facts.socket, facts.uid);
     let locked = facts.evidence == Some(Evidence::Locked);
-    let mut in_the_way = facts.holders.iter().filter_map(|held| {
-        let socket = &held.holder.socket;
-        let holder = Endpoint::of(&socket.socket, socket.uid);
-        match (&newcomer, holder) {
-            (Some(newcomer), Some(holder)) => {
-                let conflict = verdict(newcomer, &holder, Search::Named);
-                (locked || conflict.is_some()).then_some((held, conflict))
-            }
-            _ => Some((held, None)),
+    let in_the_way = facts
+        .holders
+        .iter()
+        .enumerate()
+        .filter_map(|(place, held)| {
+            let socket = &held.holder.socket;
+            let holder = Endpoint::of(&socket.socket, socket.uid);
+            let (Some(newcomer), Some(holder)) = (&newcomer, holder) else {
+                return Some((held, None));
+            };
+            let conflict = verdict(newcomer, &holder, Search::Named);
+            (conflict.is_some() || (locked && place == 0)).then_some((held, conflict))
+        });
+    in_the_way.min_by_key(|(held, _)| {
+        if state(held) == Some(State::TimeWait) {
+            // It goes by itself, sooner or later.
+            let reuse = held.holder.socket.socket.options.has_reuseaddr();
+            if reuse { 3 } else { 2 }
+        } else {
+            u8::from(is_connection(held))
         }
-    });
-    let first = in_the_way.next()?;
-    if is_connection(first.0) {
-        let listener = in_the_way.find(|(held, _)| state(held) == Some(State::Listen));
-        return Some(listener.unwrap_or(first));
-    }
-    Some(first)
+    })
 }
 
 fn state(held: &Held) -> Option<State> {
     held.holder.socket.socket.state
 }
 
-/// Whether it is a connection, TIME_WAIT excepted.
+/// Whether it is a connection, TIME_WAIT excepted, or a socket of UDP with a peer.
 fn is_connection(held: &Held) -> bool {
     !matches!(
         state(held),
         None | Some(State::Listen | State::Bound | State::Close | State::TimeWait)
-    ) && is_tcp(held)
+    )
 }
 
 fn is_tcp(held: &Held) -> bool {
@@ -163,8 +179,10 @@ fn by_holder(facts: &Facts, held: &Held, conflict: Option<Conflict>) -> Cause {
     if lost_race(facts, held) {
         return Cause::LostRace;
     }
-    if is_connection(held) {
-        return by_connection(facts, held);
+    if is_connection(held)
+        && let Some(cause) = by_connection(facts, held)
+    {
+        return cause;
     }
     if held.holder.ownership == Ownership::None {
         return Cause::NoProcess;
@@ -212,27 +230,31 @@ fn by_addresses(facts: &Facts, held: &Held, conflict: Option<Conflict>) -> Cause
     Cause::Listener
 }
 
-/// Of a connection that has the port, without a listener.
-fn by_connection(facts: &Facts, held: &Held) -> Cause {
+/// Of a connection that has the port, without a listener. A server of UDP may have connected its
+/// socket: that it has a peer says nothing.
+fn by_connection(facts: &Facts, held: &Held) -> Option<Cause> {
+    let range = facts.sysctls.local_port_range.as_ref();
     let chosen = facts
         .port()
-        .zip(facts.sysctls.local_port_range.as_ref())
+        .zip(range)
         .map(|(port, range)| range.contains(&port));
     let opening = matches!(
         state(held),
         Some(State::Established | State::SynSent | State::SynRecv)
     );
-    match held.origin {
+    let cause = match held.origin {
         Some(Origin::Accepted) => Cause::LingeringConnection,
         _ if !opening => Cause::LingeringConnection,
         Some(Origin::Autobound) => Cause::EphemeralCollision,
         None if chosen == Some(true) => Cause::EphemeralCollision,
+        None if !is_tcp(held) => return None,
         // The kernel gives no connection such a port of its own accord.
         None if chosen == Some(false) && state(held) == Some(State::Established) => {
             Cause::LingeringConnection
         }
         None => Cause::Unknown,
-    }
+    };
+    Some(cause)
 }
 
 fn is_held_by(held: &Held, is: impl Fn(&Actor) -> bool) -> bool {

@@ -16,7 +16,7 @@ use facts::Facts;
 
 /// The cause of a refusal, with what is told of it.
 ///
-/// The holder that decided comes first, whatever order the facts had them in.
+/// The holder that the cause is about comes first, whatever order the facts had them in.
 #[must_use]
 pub fn diagnose(facts: &Facts) -> Conflict {
     let judgement = judge::judge(facts);

@@ -19,7 +19,7 @@ pub struct Conflict {
     /// How the holders were found; absent where the cause is not one that has holders.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
-    /// The sockets that have the port; the first one is the one that decided.
+    /// The sockets that have the port; the first one is the one that the cause is about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub holders: Vec<Holder>,
 }

@@ -1,3 +1,6 @@
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 
 const NAMED: Search = Search::Named;
@@ -294,5 +297,66 @@ fn an_endpoint_is_made_only_of_what_is_known() {
         },
     ] {
         assert_eq!(Endpoint::of(&lacking, Some(1000)), None);
+    }
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    let address = select(vec![
+        "0.0.0.0:80",
+        "127.0.0.1:80",
+        "127.0.0.2:80",
+        "[::]:80",
+        "[::1]:80",
+        "[::ffff:127.0.0.1]:80",
+        "[::ffff:0.0.0.0]:80",
+    ]);
+    let table = select(vec![Table::Tcp, Table::Udp]);
+    let state = select(vec![
+        State::Listen,
+        State::Bound,
+        State::Established,
+        State::TimeWait,
+    ]);
+    let flags = select(vec!["", "a", "p", "ap"]);
+    (address, table, state, flags, any::<bool>()).prop_map(|(address, table, state, flags, v6)| {
+        let endpoint = with(flags, in_state(state, tcp_at(address)));
+        Endpoint {
+            table,
+            v6only: v6 && endpoint.address.is_ipv6() && !endpoint.is_mapped(),
+            ..endpoint
+        }
+    })
+}
+
+proptest! {
+    /// What a conflict says is missing lets both have the port, once it is there.
+    #[test]
+    fn what_is_missing_would_help(newcomer in endpoint(), holder in endpoint()) {
+        let Some(conflict) = verdict(&newcomer, &holder, NAMED) else {
+            return Ok(());
+        };
+        let with_both = |change: fn(&mut Endpoint)| {
+            let (mut newcomer, mut holder) = (newcomer.clone(), holder.clone());
+            change(&mut newcomer);
+            change(&mut holder);
+            verdict(&newcomer, &holder, NAMED)
+        };
+        let reuseaddr = with_both(|socket| socket.reuseaddr = true);
+        let serves = holder.table == Table::Tcp && holder.state == State::Listen;
+        match conflict.reuseaddr {
+            Reuseaddr::HolderListens => prop_assert!(serves),
+            Reuseaddr::NotNamed => prop_assert!(false, "it was named"),
+            _ => prop_assert_eq!(reuseaddr.is_some(), serves),
+        }
+        if newcomer.uid == holder.uid {
+            prop_assert_eq!(with_both(|socket| socket.reuseport = true), None);
+            prop_assert_ne!(conflict.reuseport, Reuseport::OtherUser);
+        }
+        if conflict.overlap == Overlap::DualStack {
+            let only = with_both(|socket| {
+                socket.v6only = socket.address.is_ipv6() && !socket.is_mapped();
+            });
+            prop_assert!(only.is_none() || (newcomer.is_mapped() && holder.is_mapped()));
+        }
     }
 }

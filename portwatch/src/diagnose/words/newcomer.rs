@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use nix::errno::Errno;
+
 use super::phrase::{ip, is_plain, name};
 use super::{Sentences, Words};
 use crate::diagnose::facts::{AddressFault, PathState};
@@ -161,11 +163,12 @@ impl Words<'_> {
                 self.port()
             ),
         };
-        if facts.errno == libc::EADDRINUSE {
+        let error = Errno::from_raw(facts.errno);
+        if error == Errno::EADDRINUSE {
             (seen, self.look())
         } else {
             (
-                format!("errno {} is not explained by what was seen", facts.errno),
+                format!("{error:?} is not explained by what was seen"),
                 "see the page of the system call: man 2 bind, man 2 listen".to_owned(),
             )
         }
