@@ -32,6 +32,10 @@ const REGRESSIONS: &str = concat!(
     "/tests/differential/regressions.txt"
 );
 
+/// How many cases there are, if nobody says another number.
+const PAIRS: u32 = 10_000;
+const CROWDS: u32 = 300;
+
 /// 32 bytes in hexadecimal: those asked for, or any.
 fn seed() -> [u8; 32] {
     let mut seed = [0; 32];
@@ -115,10 +119,18 @@ fn assert_telling(counts: &Counts) {
 fn a_newcomer_beside_one_holder() {
     let netns = Netns::new();
     kernel::prepare(&netns);
-    let counts =
-        netns.run_while_forking(|| run("pair", 10_000, &pair::pair(), pair::agree, pair::kind));
-    assert_telling(&counts);
-    assert_eq!(counts.len(), pair::KINDS, "{counts:?}");
+    let counts = netns.run_while_forking(|| {
+        let flaw = pair::loopback4_meets_ipv6(&mut Kernel::new());
+        if flaw {
+            println!("pair: this kernel takes IPv6 for 127.0.0.6; excepted");
+        }
+        let agree = |kernel: &mut Kernel, pair: &pair::Pair| pair::agree(kernel, pair, flaw);
+        run("pair", PAIRS, &pair::pair(), agree, pair::kind)
+    });
+    if cases(PAIRS) >= PAIRS {
+        assert_telling(&counts);
+        assert_eq!(counts.len(), pair::KINDS, "{counts:?}");
+    }
 }
 
 #[test]
@@ -131,7 +143,9 @@ fn a_newcomer_beside_many_holders() {
             println!("crowd: this kernel overlooks more than ten sockets; excepted");
         }
         let agree = |kernel: &mut Kernel, crowd: &crowd::Crowd| crowd::agree(kernel, crowd, flaw);
-        run("crowd", 300, &crowd::crowd(), agree, crowd::kind)
+        run("crowd", CROWDS, &crowd::crowd(), agree, crowd::kind)
     });
-    assert_telling(&counts);
+    if cases(CROWDS) >= CROWDS {
+        assert_telling(&counts);
+    }
 }
