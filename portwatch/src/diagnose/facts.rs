@@ -48,7 +48,7 @@ pub struct Facts {
     pub holders: Vec<Held>,
     /// Why there is no holder, if that is known.
     pub no_holder: Option<Text>,
-    /// The port that the process, or one close to it, had found free before.
+    /// That the process, or one close to it, had found this port free a moment before.
     pub probe: Option<Probe>,
     /// The job that is traced.
     pub job: Option<Job>,

@@ -3,8 +3,9 @@
 //! Restated over what can be known of a socket, for TCP, UDP and UDP-Lite, from
 //! Linux 6.18: `net/ipv4/inet_connection_sock.c`, `net/ipv4/inet_hashtables.c`
 //! and `net/ipv4/udp.c`. The same rules hold from 5.10 on, but for one address
-//! (see [`overlap`]). `cargo xtask test differential` holds them against the
-//! running kernel.
+//! (see [`overlap`]) and for bugs, mended since, by which kernels granted what
+//! they should not. `cargo xtask test differential` holds them against the running
+//! kernel.
 //!
 //! What is left out, because it decides only where sockets were changed after
 //! they were bound: `tb->fastreuse` and `tb->fastreuseport`, by which
@@ -25,7 +26,7 @@ pub enum Table {
     Tcp,
     /// `udp_table`.
     Udp,
-    /// `udplite_table`, up to 7.0.
+    /// `udplite_table`.
     Udplite,
 }
 
@@ -278,7 +279,7 @@ fn tcp(newcomer: &Endpoint, holder: &Endpoint, search: Search) -> Option<(Reusea
     }
 }
 
-/// `udp_lib_lport_inuse` (5.10 to 7.3): sockets with SO_REUSEADDR share whatever they do.
+/// `udp_lib_lport_inuse` (5.10, 6.18): sockets with SO_REUSEADDR share whatever they do.
 fn udp_reuseaddr(newcomer: &Endpoint, holder: &Endpoint) -> Option<Reuseaddr> {
     match (newcomer.reuseaddr, holder.reuseaddr) {
         (true, true) => None,

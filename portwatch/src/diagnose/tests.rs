@@ -5,17 +5,19 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::tz::TimeZone;
 use portwatch_common::record::option::{REUSEADDR, REUSEPORT};
 
 use self::fixture::*;
-use self::table::table;
+use self::table::table_of_causes;
 use super::diagnose;
-use crate::event::{Cause, Conflict, Container, Evidence, Process, Socket, State, Transport};
+use crate::event::{Cause, Container, Evidence, Process, Socket, State, Transport};
+use crate::sink::text::{Color, Text};
 
 #[test]
 fn every_cause_by_its_facts() {
     let mut seen = BTreeSet::new();
-    for (cause, facts, other, others_facts) in table() {
+    for (cause, facts, other, others_facts) in table_of_causes() {
         assert_eq!(diagnose(&facts).cause, cause, "{facts:#?}");
         assert_eq!(
             diagnose(&others_facts).cause,
@@ -28,26 +30,21 @@ fn every_cause_by_its_facts() {
     assert_eq!(seen.len(), Cause::ALL.len());
 }
 
+/// What stands below the refusal's line, for each cause.
 #[test]
-fn the_words_of_every_cause() {
-    let mut words = String::new();
-    for (_, facts, _, others_facts) in table() {
-        for facts in [facts, others_facts] {
-            let Conflict {
-                cause,
-                summary,
-                advice,
-                ..
-            } = diagnose(&facts);
-            words.push_str(&format!("{}\n  {summary}\n  {advice}\n", cause.id()));
-        }
+fn the_text_of_every_cause() {
+    let table = Text::new(TimeZone::UTC, Color::Off);
+    let mut text = Vec::new();
+    for (_, facts, _, _) in table_of_causes() {
+        table.explain(&diagnose(&facts), NOW, &mut text);
+        text.push(b'\n');
     }
-    insta::assert_snapshot!(words);
+    insta::assert_snapshot!(String::from_utf8(text).unwrap());
 }
 
 #[test]
 fn no_advice_misleads() {
-    for (_, facts, _, others_facts) in table() {
+    for (_, facts, _, others_facts) in table_of_causes() {
         for facts in [facts, others_facts] {
             let conflict = diagnose(&facts);
             assert!(!conflict.advice.contains("kill -9"), "{conflict:?}");

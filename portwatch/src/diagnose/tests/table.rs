@@ -13,7 +13,7 @@ use crate::event::{
 };
 
 /// Facts that give a cause, the cause, and facts that differ a little, with what they give.
-pub(super) fn table() -> Vec<(Cause, Facts, Cause, Facts)> {
+pub(super) fn table_of_causes() -> Vec<(Cause, Facts, Cause, Facts)> {
     let at = "0.0.0.0:3000";
     let specific = "127.0.0.1:3000";
     vec![
