@@ -3,7 +3,7 @@
 //! Restated over what can be known of a socket, for TCP, UDP and UDP-Lite, from
 //! Linux 6.18: `net/ipv4/inet_connection_sock.c`, `net/ipv4/inet_hashtables.c`
 //! and `net/ipv4/udp.c`. The same rules hold from 5.10 on, but for one address
-//! (see [`overlap`]) and for bugs, mended since, by which kernels granted what
+//! (see `overlap`) and for bugs, mended since, by which kernels granted what
 //! they should not. `cargo xtask test differential` holds them against the running
 //! kernel.
 //!

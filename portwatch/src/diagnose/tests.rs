@@ -7,11 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
 use portwatch_common::record::option::{REUSEADDR, REUSEPORT};
+use proptest::prelude::*;
+use proptest::sample::select;
 
 use self::fixture::*;
 use self::table::table_of_causes;
 use super::diagnose;
-use crate::event::{Cause, Container, Evidence, Process, Socket, State, Transport};
+use super::facts::{Call, Facts, Sysctls};
+use crate::event::{
+    Cause, Conflict, Container, Evidence, Holder, Process, Socket, State, Transport,
+};
 use crate::sink::text::{Color, Text};
 
 #[test]
@@ -42,21 +47,86 @@ fn the_text_of_every_cause() {
     insta::assert_snapshot!(String::from_utf8(text).unwrap());
 }
 
-#[test]
-fn no_advice_misleads() {
-    for (_, facts, _, others_facts) in table_of_causes() {
-        for facts in [facts, others_facts] {
-            let conflict = diagnose(&facts);
-            assert!(!conflict.advice.contains("kill -9"), "{conflict:?}");
-            assert!(!conflict.advice.contains("SIGKILL"), "{conflict:?}");
-            if conflict.cause == Cause::TimeWaitNoReuse {
-                assert!(!conflict.advice.contains("SO_REUSEADDR"), "{conflict:?}");
-            }
-            for text in [&conflict.summary, &conflict.advice] {
-                assert!(!text.is_empty() && !text.ends_with('.') && !text.contains('\n'));
-            }
+/// Facts of the table with some of them exchanged, left out, or another's.
+fn mixed() -> impl Strategy<Value = Facts> {
+    let facts = || {
+        let all: Vec<_> = table_of_causes()
+            .into_iter()
+            .flat_map(|(_, facts, _, others_facts)| [facts, others_facts])
+            .collect();
+        select(all)
+    };
+    let errno = select(vec![
+        libc::EADDRINUSE,
+        libc::EADDRINUSE,
+        libc::EADDRINUSE,
+        libc::EACCES,
+        libc::EPERM,
+        libc::EINVAL,
+        libc::EADDRNOTAVAIL,
+    ]);
+    let evidence = select(vec![
+        None,
+        Some(Evidence::Locked),
+        Some(Evidence::Walked),
+        Some(Evidence::Userspace),
+    ]);
+    let call = select(vec![Call::Bind, Call::Listen]);
+    let uid = select(vec![None, Some(0), Some(1000)]);
+    (
+        facts(),
+        facts(),
+        facts(),
+        errno,
+        evidence,
+        call,
+        uid,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(base, other, third, errno, evidence, call, uid, bare)| Facts {
+                errno,
+                evidence,
+                call,
+                uid,
+                holders: [base.holders.clone(), other.holders, third.holders.clone()].concat(),
+                sysctls: if bare {
+                    Sysctls::default()
+                } else {
+                    third.sysctls
+                },
+                job: other.job,
+                probe: third.probe,
+                process: if bare { None } else { base.process.clone() },
+                ..base
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn no_advice_misleads(facts in mixed()) {
+        let conflict = diagnose(&facts);
+        prop_assert!(!conflict.advice.contains("kill -9"), "{conflict:?}");
+        prop_assert!(!conflict.advice.contains("SIGKILL"), "{conflict:?}");
+        if conflict.cause == Cause::TimeWaitNoReuse {
+            prop_assert!(!conflict.advice.contains("SO_REUSEADDR"), "{conflict:?}");
+        }
+        for text in [&conflict.summary, &conflict.advice] {
+            prop_assert!(!text.is_empty() && !text.ends_with('.') && !text.contains('\n'));
+        }
+        prop_assert_eq!(conflict.evidence.is_some(), evidence_is_told(&facts, &conflict));
+        // A socket that is told of was among the facts, once as often.
+        for holder in &conflict.holders {
+            let count = |all: &mut dyn Iterator<Item = &Holder>| all.filter(|h| *h == holder).count();
+            let told = count(&mut conflict.holders.iter());
+            prop_assert_eq!(told, count(&mut facts.holders.iter().map(|held| &held.holder)));
         }
     }
+}
+
+fn evidence_is_told(facts: &Facts, conflict: &Conflict) -> bool {
+    facts.evidence.is_some() && !conflict.holders.is_empty()
 }
 
 /// A closed connection's socket that had SO_REUSEPORT lets one with it in, of whatever user.

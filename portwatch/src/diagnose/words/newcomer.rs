@@ -70,7 +70,7 @@ impl Words<'_> {
         let (now, all) = match range {
             Some(range) => (
                 format!(" ({} {})", range.start(), range.end()),
-                u32::from(range.end() - range.start()) + 1,
+                u32::from(range.end().saturating_sub(*range.start())) + 1,
             ),
             None => (String::new(), 0),
         };
