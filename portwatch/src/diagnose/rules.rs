@@ -40,7 +40,8 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// The port it is bound to, or wants; 0 wants any.
     pub port: u16,
-    /// `sk_ipv6only`: IPV6_V6ONLY.
+    /// `sk_ipv6only`: IPV6_V6ONLY. The kernel sets it on a socket that it binds to a specific
+    /// address of IPv6 (`__inet6_bind`, 6.18); of a newcomer with one it decides nothing.
     pub v6only: bool,
     /// `sk_reuse`: SO_REUSEADDR.
     pub reuseaddr: bool,
@@ -88,17 +89,6 @@ impl Endpoint {
             state,
             netns: socket.netns?,
         })
-    }
-
-    /// The socket as it is while the kernel decides over its bind: `__inet6_bind` (6.18) takes a
-    /// socket with a specific address of IPv6 for one of IPv6 only.
-    fn asking(&self) -> Self {
-        let specific = matches!(self.address, IpAddr::V6(address)
-            if !address.is_unspecified() && address.to_ipv4_mapped().is_none());
-        Self {
-            v6only: self.v6only || specific,
-            ..self.clone()
-        }
     }
 
     /// `sk_rcv_saddr`: what a socket of AF_INET6 has there if its address is none of IPv4 is
@@ -218,7 +208,6 @@ pub fn verdict(newcomer: &Endpoint, holder: &Endpoint, search: Search) -> Option
     if !meet {
         return None;
     }
-    let newcomer = &newcomer.asking();
     let overlap = overlap(newcomer, holder)?;
     let (reuseaddr, reuseport) = match newcomer.table {
         Table::Tcp => tcp(newcomer, holder, search)?,
