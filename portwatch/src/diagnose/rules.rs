@@ -351,11 +351,9 @@ fn ipv6_rcv_saddr_equal(newcomer: &Endpoint, holder: &Endpoint) -> bool {
     if newcomer.is_mapped() && holder.is_mapped() {
         return ipv4_rcv_saddr_equal(newcomer, holder);
     }
-    (new.is_unspecified() && held.is_unspecified())
+    new == held
         || (held.is_unspecified() && !(holder.v6only && newcomer.is_mapped()))
         || (new.is_unspecified() && !(newcomer.v6only && holder.is_mapped()))
-        // The kernel compares this only where the holder has an address of IPv6.
-        || (holder.address.is_ipv6() && new == held)
 }
 
 #[cfg(test)]
