@@ -3,6 +3,8 @@
 //! The types are the JSON: the schema in `docs/schema/` is generated from them.
 //! Absent knowledge is an absent key, never a made-up value.
 
+mod conflict;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
+
+pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
 
 /// The version of the schema that every object names.
 pub const SCHEMA: &str = "portwatch/1";
@@ -487,6 +491,25 @@ pub enum State {
     Closing,
 }
 
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Established => "established",
+            Self::SynSent => "syn-sent",
+            Self::SynRecv => "syn-recv",
+            Self::FinWait1 => "fin-wait-1",
+            Self::FinWait2 => "fin-wait-2",
+            Self::TimeWait => "time-wait",
+            Self::Bound => "bound",
+            Self::Close => "close",
+            Self::CloseWait => "close-wait",
+            Self::LastAck => "last-ack",
+            Self::Listen => "listen",
+            Self::Closing => "closing",
+        })
+    }
+}
+
 /// A socket.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Socket {
@@ -542,6 +565,18 @@ impl Options {
             (option::BIND_ADDRESS_NO_PORT, "bind-address-no-port"),
         ]
     };
+
+    /// Whether SO_REUSEADDR is set.
+    #[must_use]
+    pub fn has_reuseaddr(self) -> bool {
+        self.0 & portwatch_common::record::option::REUSEADDR != 0
+    }
+
+    /// Whether SO_REUSEPORT is set.
+    #[must_use]
+    pub fn has_reuseport(self) -> bool {
+        self.0 & portwatch_common::record::option::REUSEPORT != 0
+    }
 
     /// The names of the options that are set.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
@@ -603,6 +638,28 @@ pub enum Address {
         /// Always true.
         unnamed: bool,
     },
+}
+
+/// As `ss` shows it. What stands in a path or a name is not fit for a terminal: see [`Text`].
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet {
+                address,
+                port,
+                scope,
+            } => {
+                let zone = scope.map(|scope| format!("%{scope}")).unwrap_or_default();
+                match address {
+                    IpAddr::V4(address) => write!(f, "{address}{zone}:{port}"),
+                    IpAddr::V6(address) => write!(f, "[{address}]{zone}:{port}"),
+                }
+            }
+            Self::Path { path } => f.write_str(&path.path),
+            Self::Abstract { name } => write!(f, "@{}", name.name),
+            Self::Unnamed { .. } => f.write_str("any name"),
+        }
+    }
 }
 
 /// A path, lossless: see [`Text`].
@@ -782,4 +839,16 @@ pub struct Container {
     /// Its labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+impl Container {
+    /// The project and service of Compose that it is of, as `project/service`.
+    #[must_use]
+    pub fn compose(&self) -> Option<String> {
+        let project = self.labels.get("com.docker.compose.project")?;
+        Some(match self.labels.get("com.docker.compose.service") {
+            Some(service) => format!("{project}/{service}"),
+            None => project.clone(),
+        })
+    }
 }
