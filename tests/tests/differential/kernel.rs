@@ -304,7 +304,7 @@ fn until(socket: &Socket, state: u8) {
             return;
         }
         assert!(
-            begin.elapsed() < portwatch_tests::LIMIT,
+            begin.elapsed() < *portwatch_tests::LIMIT,
             "state {now}, not {state}"
         );
         std::thread::yield_now();

@@ -270,6 +270,7 @@ fn an_endpoint_is_made_only_of_what_is_known() {
         netns: Some(1),
         cookie: None,
         inode: None,
+        kernel: false,
     };
     let expected = Endpoint {
         device: Some("lo".into()),

@@ -38,6 +38,7 @@ pub(super) fn tcp(local: &str) -> Socket {
         netns: Some(4_026_531_840),
         cookie: None,
         inode: None,
+        kernel: false,
     }
 }
 
