@@ -7,7 +7,10 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user},
+    generated::{
+        bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user,
+        bpf_probe_read_user_str,
+    },
 };
 use portwatch_common::field::ABSENT;
 use portwatch_common::map::identified;
@@ -17,7 +20,7 @@ use portwatch_common::record::{
 };
 
 use crate::emit;
-use crate::layout::{self, Address, Head, address, read, read_at, read_into};
+use crate::layout::{self, Address, Head, address, read, read_at, read_into, read_user};
 use crate::maps::IDENTIFIED;
 
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -153,7 +156,19 @@ unsafe fn arguments(record: *mut WithArgs, mm: Address) {
             (*process).flags |= process_flag::NO_MEMORY;
         } else if wanted != 0 {
             let buffer = (&raw mut (*record).args).cast();
-            if bpf_probe_read_user(buffer, wanted, start as *const _) == 0 {
+            // A title (setproctitle) that is longer than the arguments it was written over goes on
+            // behind them, up to a NUL: then none stands at their end (get_mm_cmdline in
+            // fs/proc/base.c, 5.10 to 7.3).
+            if read_user::<u8>(end - 1).unwrap_or(0) != 0 {
+                let read = bpf_probe_read_user_str(buffer, ARGS_CAPACITY as u32, start as *const _);
+                if read > 0 {
+                    (*process).args_read = read as u32;
+                    // One that fills the buffer may go on.
+                    (*process).args_length = read as u32 + (read as usize / ARGS_CAPACITY) as u32;
+                } else {
+                    (*process).flags |= process_flag::NO_ARGS;
+                }
+            } else if bpf_probe_read_user(buffer, wanted, start as *const _) == 0 {
                 (*process).args_read = wanted;
             } else {
                 (*process).flags |= process_flag::NO_ARGS;
