@@ -207,7 +207,13 @@ fn cancel_for(tw: Address, socket: &Socket, reason: u32) {
             });
         }
     }
-    send(kind::TIMEWAIT_CANCEL, &task::UNKNOWN, socket, 0, reason);
+    send(
+        kind::TIMEWAIT_CANCEL,
+        &task::UNKNOWN,
+        socket,
+        expires_in(tw),
+        reason,
+    );
 }
 
 /// A timewait socket is about to be ended before its time (`inet_twsk_deschedule_put`), unless its
