@@ -263,6 +263,7 @@ prop_compose! {
                 },
                 socket,
                 requested: requested.and_then(|socket| socket.local),
+                autobind: false,
                 process: process.map(|process| Actor {
                     process: Arc::new(process),
                     ..samples::actor(1, &comm, Process::default())

@@ -23,9 +23,11 @@ pub mod actor;
 pub mod expect;
 pub mod identity;
 pub mod netns;
+pub mod rewrite;
 pub mod scenario;
 pub mod socket;
 pub mod trace;
+pub mod uring;
 
 pub use actor::Actor;
 pub use identity::Identity;

@@ -188,9 +188,10 @@ fn bind_row(time: String, bind: &Bind) -> Row<'_> {
         .requested
         .as_ref()
         .map(|requested| asked(requested, bind.socket.local.as_ref()));
-    let autobind = bind
-        .autobind
-        .then(|| "no port left to choose from".to_owned());
+    let autobind = bind.autobind.then(|| match &bind.socket.remote {
+        Some(remote) => format!("no port left to connect to {}", show(remote, None)),
+        None => "no port left to choose from".to_owned(),
+    });
     let kernel = bind.socket.kernel.then(|| "kernel socket".to_owned());
     let place = home(actor)
         .into_iter()

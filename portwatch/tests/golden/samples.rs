@@ -6,7 +6,7 @@ use std::sync::Arc;
 use portwatch::event::{
     AbstractText, Actor, Address, Ancestor, Bind, Body, Container, End, Event, Family, Listen,
     Lost, Missing, Options, Outcome, PathText, Phase, Process, Reason, Release, Result, Socket,
-    Start, State, Time, Timewait, Transport,
+    Start, State, Step, Time, Timewait, Transport,
 };
 use portwatch_common::record::option;
 
@@ -46,6 +46,7 @@ pub fn socket(transport: Transport, family: Family, local: Address) -> Socket {
         netns: Some(4_026_531_840),
         cookie: None,
         inode: None,
+        kernel: false,
     }
 }
 
@@ -146,6 +147,7 @@ pub fn bind_failure() -> Body {
             ..tcp4([0, 0, 0, 0], 3000)
         },
         requested: None,
+        autobind: false,
         process: Some(actor(4312, "node", runner())),
     })
 }
@@ -156,6 +158,7 @@ fn bind(socket: Socket, process: Option<Actor>) -> Body {
         result: ok(),
         socket,
         requested: None,
+        autobind: false,
         process,
     })
 }
@@ -166,6 +169,7 @@ fn bind_requested(socket: Socket, requested: Address) -> Body {
         result: ok(),
         socket,
         requested: Some(requested),
+        autobind: false,
         process: Some(actor(4400, "curl", unit("user@1000.service"))),
     })
 }
@@ -229,6 +233,15 @@ pub fn samples() -> Vec<(&'static str, Event)> {
             Body::Start(Start {
                 version: "0.1.0".into(),
                 backend: "tracepoint".into(),
+                parts: BTreeMap::from([
+                    ("bind".into(), "tracepoint".into()),
+                    ("timewait".into(), "fentry".into()),
+                ]),
+                steps: vec![Step {
+                    part: "bind".into(),
+                    backend: "fentry".into(),
+                    why: "did not fire in the self-test: bind".into(),
+                }],
                 kernel: "6.18.44".into(),
                 boot_id: Some("6cbdd4f4-30a2-4a6f-8c5c-6d0ab7a0b1c2".into()),
                 filters: BTreeMap::from([("port".into(), vec!["3000".into(), "8000-8100".into()])]),
@@ -249,6 +262,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 result: failed("EACCES", 13),
                 socket: socket(Transport::Udp, Family::Ipv4, Address::v4([0, 0, 0, 0], 53)),
                 requested: None,
+                autobind: false,
                 process: Some(actor(77, "dnsmasq", Process::default())),
             }),
         ),
@@ -294,6 +308,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                     ..tcp4([0; 4], 0)
                 },
                 requested: Some(Address::v4([127, 0, 0, 1], 22)),
+                autobind: false,
                 process: Some(actor(1_234_567, "a comm with sp", unit("cron.service"))),
             }),
         ),
@@ -485,6 +500,39 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 failed: 0,
                 lost: BTreeMap::from([("recursion".into(), 3), ("ring".into(), 120)]),
                 duration_ms: 720_000,
+            }),
+        ),
+        (
+            "bind rewritten by a cgroup program",
+            Body::Bind(Bind {
+                result: failed("EADDRINUSE", 98),
+                socket: tcp4([127, 0, 0, 2], 8081),
+                requested: Some(Address::v4([0, 0, 0, 0], 8080)),
+                autobind: false,
+                process: Some(actor(4400, "web", Process::default())),
+            }),
+        ),
+        (
+            "bind of the kernel's own",
+            bind(
+                Socket {
+                    kernel: true,
+                    ..socket(Transport::Udp, Family::Ipv4, Address::v4([0; 4], 4789))
+                },
+                Some(actor(4401, "ip", Process::default())),
+            ),
+        ),
+        (
+            "autobind",
+            Body::Bind(Bind {
+                result: failed("EADDRNOTAVAIL", 99),
+                socket: Socket {
+                    remote: Some(Address::v4([127, 0, 0, 1], 5432)),
+                    ..tcp4([127, 0, 0, 1], 0)
+                },
+                requested: None,
+                autobind: true,
+                process: Some(actor(4402, "psql", Process::default())),
             }),
         ),
     ];

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod a_minute;
+mod backends;
 mod bind;
 #[cfg(target_arch = "x86_64")]
 mod compat;
