@@ -97,6 +97,63 @@ pub fn read_bits(base: Address, field: &Global<u32>) -> u32 {
     u32::from(byte) >> shift & ((1 << width) - 1)
 }
 
+/// The beginning of a struct, read at once: the call of the helper is what a read costs.
+///
+/// Which fields lie in it differs from kernel to kernel. Offsets are constants to the verifier, so
+/// that of each field only one way remains.
+pub struct Head<'a, const WORDS: usize> {
+    base: Address,
+    words: &'a [u64; WORDS],
+}
+
+impl<'a, const WORDS: usize> Head<'a, WORDS> {
+    /// Reads it into a place on the stack; all zero if it cannot be read.
+    #[inline(always)]
+    pub fn read(place: &'a mut MaybeUninit<[u64; WORDS]>, base: Address) -> Self {
+        // SAFETY: the place is writable for its length; the helper checks the source, and zeroes
+        // the destination when it fails.
+        let words = unsafe {
+            generated::bpf_probe_read_kernel(
+                place.as_mut_ptr().cast(),
+                size_of::<[u64; WORDS]>() as u32,
+                base as *const _,
+            );
+            place.assume_init_ref()
+        };
+        Self { base, words }
+    }
+
+    /// A field, from here or if it lies behind from the kernel; all zero if it is absent or cannot
+    /// be read.
+    #[inline(always)]
+    pub fn get<T: Copy + Default>(&self, field: &Global<u32>) -> T {
+        match self.at(field.load()) {
+            Some(value) => value,
+            None => read(self.base, field),
+        }
+    }
+
+    /// A bitfield, in the same way.
+    #[inline(always)]
+    pub fn bits(&self, field: &Global<u32>) -> u32 {
+        let packed = field.load();
+        let (offset, shift, width) = unpack(packed);
+        match self.at::<u8>(offset) {
+            Some(byte) if packed != ABSENT => u32::from(byte) >> shift & ((1 << width) - 1),
+            _ => read_bits(self.base, field),
+        }
+    }
+
+    #[inline(always)]
+    fn at<T: Copy>(&self, offset: u32) -> Option<T> {
+        let words = core::ptr::from_ref(self.words).cast::<u8>();
+        // SAFETY: all of it lies within the words; fields are aligned in a struct, and the struct's
+        // beginning is here.
+        (offset as usize <= size_of::<[u64; WORDS]>() - size_of::<T>())
+            .then(|| unsafe { words.add(offset as usize).cast::<T>().read_volatile() })
+    }
+}
+
 /// Reads a `T` at an address of the current task's memory.
 #[inline(always)]
 pub fn read_user<T: Copy>(address: Address) -> Option<T> {

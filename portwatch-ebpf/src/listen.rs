@@ -47,16 +47,15 @@ pub fn returned(opened: Option<Opened>, backlog: i32, flags: u16, result: i32) {
     }
     // First of all, as in `bind::returned`.
     task::identify(task);
+    let mut socket = MaybeUninit::uninit();
+    let socket: &mut Socket = zeroed(&mut socket);
     let Some(opened) = opened else {
         // Without a socket there is neither an address nor a family to judge it by.
         if filter::result(result) && !filter::is_set(filters::PORT | filters::NETNS) {
-            let mut none = MaybeUninit::uninit();
-            send(None, task, zeroed(&mut none), backlog, result);
+            send(None, task, socket, backlog, result);
         }
         return;
     };
-    let mut socket = MaybeUninit::uninit();
-    let socket: &mut Socket = zeroed(&mut socket);
     sock::describe(opened.sk, opened.inode, socket);
     socket.flags = flags;
     let wanted = match socket.family {

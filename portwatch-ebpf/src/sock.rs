@@ -1,11 +1,13 @@
 //! From `struct sock` and its relatives to [`Socket`].
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{Global, helpers::bpf_get_current_task};
 use portwatch_common::map::{Endpoints, filter as filters};
 use portwatch_common::record::{Socket, option, socket_flag};
 
 use crate::filter;
-use crate::layout::{self, Address, read, read_at, read_bits, read_into, zero};
+use crate::layout::{self, Address, Head, read, read_at, read_bits, read_into, zero};
 
 pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
@@ -31,11 +33,13 @@ pub fn of_descriptor(descriptor: u32) -> Option<Opened> {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let files: Address = read(task, &layout::TASK_FILES);
-    let table: Address = read(files, &layout::FILES_FDT);
-    if descriptor >= read::<u32>(table, &layout::FDT_MAX_FDS) {
+    let mut table = MaybeUninit::uninit();
+    // struct fdtable begins with max_fds and fd.
+    let table = Head::<2>::read(&mut table, read(files, &layout::FILES_FDT));
+    if descriptor >= table.get(&layout::FDT_MAX_FDS) {
         return None;
     }
-    let slots: Address = read(table, &layout::FDT_FD);
+    let slots: Address = table.get(&layout::FDT_FD);
     of_file(read_at(slots.wrapping_add(u64::from(descriptor) * 8)))
 }
 
@@ -58,23 +62,34 @@ pub fn opened(sk: Address) -> Opened {
 /// The socket behind a `struct file`.
 #[inline(always)]
 pub fn of_file(file: Address) -> Option<Opened> {
+    let mut opened = Opened { sk: 0, inode: 0 };
+    open(file, &mut opened);
+    (opened.sk != 0).then_some(opened)
+}
+
+/// Apart from its callers, for the sake of their stack.
+#[inline(never)]
+fn open(file: Address, opened: &mut Opened) {
     if file == 0 {
-        return None;
+        return;
     }
-    let inode: Address = read(file, &layout::FILE_INODE);
-    if read::<u16>(inode, &layout::INODE_MODE) & S_IFMT != S_IFSOCK {
-        return None;
+    let (mut head, mut inode, mut socket) = (
+        MaybeUninit::uninit(),
+        MaybeUninit::uninit(),
+        MaybeUninit::uninit(),
+    );
+    let head = Head::<8>::read(&mut head, file);
+    let inode = Head::<9>::read(&mut inode, head.get(&layout::FILE_INODE));
+    if inode.get::<u16>(&layout::INODE_MODE) & S_IFMT != S_IFSOCK {
+        return;
     }
-    let socket: Address = read(file, &layout::FILE_PRIVATE);
+    let socket = Head::<4>::read(&mut socket, head.get(&layout::FILE_PRIVATE));
     // Not every file whose inode says socket has its private_data in our sense.
-    if read::<Address>(socket, &layout::SOCKET_FILE) != file {
-        return None;
+    if socket.get::<Address>(&layout::SOCKET_FILE) != file {
+        return;
     }
-    let sk: Address = read(socket, &layout::SOCKET_SK);
-    (sk != 0).then(|| Opened {
-        sk,
-        inode: read(inode, &layout::INODE_INO),
-    })
+    opened.sk = socket.get(&layout::SOCKET_SK);
+    opened.inode = inode.get(&layout::INODE_INO);
 }
 
 /// Whether a `struct sock` is of a family that is told of: netlink and packet sockets are not,
@@ -124,32 +139,47 @@ pub fn describe_timewait(tw: Address, socket: &mut Socket) {
     socket.substate = read(tw, &layout::TW_SUBSTATE);
 }
 
+/// Words of a `struct sock_common`, up to the fields that its relatives do not have.
+const SOCK_COMMON: usize = 17;
+
 /// The part that is a `struct sock_common`, with which sockets, timewait and request sockets begin.
-#[inline(always)]
+///
+/// Apart from its callers, for the sake of their stack.
+#[inline(never)]
 fn describe_common(sk: Address, socket: &mut Socket) {
-    let net: Address = read(sk, &layout::SOCK_NET);
+    let mut head = MaybeUninit::uninit();
+    let head = Head::<SOCK_COMMON>::read(&mut head, sk);
     socket.address = sk;
-    socket.cookie = read(sk, &layout::SOCK_COOKIE);
-    socket.netns = read(net, &layout::NET_INUM);
-    socket.family = family(sk);
-    socket.state = read(sk, &layout::SOCK_STATE);
+    socket.cookie = head.get(&layout::SOCK_COOKIE);
+    socket.netns = read(head.get(&layout::SOCK_NET), &layout::NET_INUM);
+    socket.family = head.get(&layout::SOCK_FAMILY);
+    socket.state = head.get(&layout::SOCK_STATE);
     // In an AF_UNIX socket the fields of addresses, ports and flags hold something else.
     if socket.family == AF_UNIX {
         return;
     }
     if socket.family == AF_INET6 {
-        read_into(&mut socket.local, sk, &layout::SOCK_LOCAL6);
-        read_into(&mut socket.remote, sk, &layout::SOCK_REMOTE6);
+        *words(&mut socket.local) = head.get(&layout::SOCK_LOCAL6);
+        *words(&mut socket.remote) = head.get(&layout::SOCK_REMOTE6);
     } else {
-        read_into(first_four(&mut socket.local), sk, &layout::SOCK_LOCAL4);
-        read_into(first_four(&mut socket.remote), sk, &layout::SOCK_REMOTE4);
+        words(&mut socket.local)[0] = head.get(&layout::SOCK_LOCAL4);
+        words(&mut socket.remote)[0] = head.get(&layout::SOCK_REMOTE4);
     }
-    socket.local_port = read(sk, &layout::SOCK_NUM);
-    socket.remote_port = u16::from_be(read(sk, &layout::SOCK_DPORT));
-    socket.device = read(sk, &layout::SOCK_DEVICE);
-    socket.options = flag(read_bits(sk, &layout::SOCK_REUSE), option::REUSEADDR)
-        | flag(read_bits(sk, &layout::SOCK_REUSEPORT), option::REUSEPORT)
-        | flag(read_bits(sk, &layout::SOCK_V6ONLY), option::V6ONLY);
+    socket.local_port = head.get(&layout::SOCK_NUM);
+    socket.remote_port = u16::from_be(head.get(&layout::SOCK_DPORT));
+    socket.device = head.get(&layout::SOCK_DEVICE);
+    socket.options = flag(head.bits(&layout::SOCK_REUSE), option::REUSEADDR)
+        | flag(head.bits(&layout::SOCK_REUSEPORT), option::REUSEPORT)
+        | flag(head.bits(&layout::SOCK_V6ONLY), option::V6ONLY);
+}
+
+/// An address of a [`Socket`], which is aligned, by words.
+#[inline(always)]
+fn words(address: &mut [u8; 16]) -> &mut [u32; 4] {
+    const { assert!(core::mem::offset_of!(Socket, local).is_multiple_of(4)) };
+    const { assert!(core::mem::offset_of!(Socket, remote).is_multiple_of(4)) };
+    // SAFETY: of the same length, and aligned where it is called.
+    unsafe { &mut *core::ptr::from_mut(address).cast() }
 }
 
 /// `bit`, if any of the lowest four bits of `bits` is set. By arithmetic: every

@@ -3,6 +3,8 @@
 //! A process that fails to bind often exits within a millisecond: what is read
 //! from /proc afterwards is gone or another's.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
     generated::{bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user},
@@ -15,7 +17,7 @@ use portwatch_common::record::{
 };
 
 use crate::emit;
-use crate::layout::{self, Address, address, read, read_at, read_into};
+use crate::layout::{self, Address, Head, address, read, read_at, read_into};
 use crate::maps::IDENTIFIED;
 
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -53,10 +55,11 @@ pub fn current(into: &mut Task) {
 
 #[inline(always)]
 fn common(task: Address, into: &mut Task) {
-    let cred: Address = read(task, &layout::TASK_CRED);
+    let mut cred = MaybeUninit::uninit();
+    let cred = Head::<4>::read(&mut cred, read(task, &layout::TASK_CRED));
     into.start = start_of(task);
-    into.uid = read(cred, &layout::CRED_EUID);
-    into.gid = read(cred, &layout::CRED_EGID);
+    into.uid = cred.get(&layout::CRED_EUID);
+    into.gid = cred.get(&layout::CRED_EGID);
     into.flags = flags_of(task);
 }
 

@@ -3,6 +3,8 @@
 //! The types are the JSON: the schema in `docs/schema/` is generated from them.
 //! Absent knowledge is an absent key, never a made-up value.
 
+mod conflict;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
+
+pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
 
 /// The version of the schema that every object names.
 pub const SCHEMA: &str = "portwatch/1";
@@ -115,8 +119,13 @@ impl Time {
         put(&mut text[11..13], second / 3600);
         put(&mut text[14..16], second / 60 % 60);
         put(&mut text[17..19], second % 60);
-        put(&mut text[20..29], nanosecond % 1_000_000_000);
+        self.put_nanoseconds(&mut text);
         text
+    }
+
+    /// Turns what [`Self::rfc3339`] made of another time in the same second into this one.
+    pub fn put_nanoseconds(self, text: &mut [u8; 30]) {
+        put(&mut text[20..29], self.0.rem_euclid(1_000_000_000));
     }
 }
 
@@ -385,9 +394,10 @@ pub enum Transport {
     Other(u16),
 }
 
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Transport {
+    /// Its name, if it has one.
+    fn name(&self) -> Option<&'static str> {
+        Some(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Mptcp => "mptcp",
@@ -400,14 +410,27 @@ impl fmt::Display for Transport {
             Self::Stream => "stream",
             Self::Dgram => "dgram",
             Self::Seqpacket => "seqpacket",
-            Self::Other(number) => return write!(f, "{number}"),
+            Self::Other(_) => return None,
         })
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.name(), self) {
+            (Some(name), _) => f.write_str(name),
+            (None, Self::Other(number)) => write!(f, "{number}"),
+            (None, _) => Ok(()),
+        }
     }
 }
 
 impl Serialize for Transport {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self.name() {
+            Some(name) => serializer.serialize_str(name),
+            None => serializer.collect_str(self),
+        }
     }
 }
 
@@ -468,6 +491,25 @@ pub enum State {
     Closing,
 }
 
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Established => "established",
+            Self::SynSent => "syn-sent",
+            Self::SynRecv => "syn-recv",
+            Self::FinWait1 => "fin-wait-1",
+            Self::FinWait2 => "fin-wait-2",
+            Self::TimeWait => "time-wait",
+            Self::Bound => "bound",
+            Self::Close => "close",
+            Self::CloseWait => "close-wait",
+            Self::LastAck => "last-ack",
+            Self::Listen => "listen",
+            Self::Closing => "closing",
+        })
+    }
+}
+
 /// A socket.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Socket {
@@ -523,6 +565,18 @@ impl Options {
             (option::BIND_ADDRESS_NO_PORT, "bind-address-no-port"),
         ]
     };
+
+    /// Whether SO_REUSEADDR is set.
+    #[must_use]
+    pub fn has_reuseaddr(self) -> bool {
+        self.0 & portwatch_common::record::option::REUSEADDR != 0
+    }
+
+    /// Whether SO_REUSEPORT is set.
+    #[must_use]
+    pub fn has_reuseport(self) -> bool {
+        self.0 & portwatch_common::record::option::REUSEPORT != 0
+    }
 
     /// The names of the options that are set.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
@@ -584,6 +638,28 @@ pub enum Address {
         /// Always true.
         unnamed: bool,
     },
+}
+
+/// As `ss` shows it. What stands in a path or a name is not fit for a terminal: see [`Text`].
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet {
+                address,
+                port,
+                scope,
+            } => {
+                let zone = scope.map(|scope| format!("%{scope}")).unwrap_or_default();
+                match address {
+                    IpAddr::V4(address) => write!(f, "{address}{zone}:{port}"),
+                    IpAddr::V6(address) => write!(f, "[{address}]{zone}:{port}"),
+                }
+            }
+            Self::Path { path } => f.write_str(&path.path),
+            Self::Abstract { name } => write!(f, "@{}", name.name),
+            Self::Unnamed { .. } => f.write_str("any name"),
+        }
+    }
 }
 
 /// A path, lossless: see [`Text`].
@@ -763,4 +839,16 @@ pub struct Container {
     /// Its labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+impl Container {
+    /// The project and service of Compose that it is of, as `project/service`.
+    #[must_use]
+    pub fn compose(&self) -> Option<String> {
+        let project = self.labels.get("com.docker.compose.project")?;
+        Some(match self.labels.get("com.docker.compose.service") {
+            Some(service) => format!("{project}/{service}"),
+            None => project.clone(),
+        })
+    }
 }

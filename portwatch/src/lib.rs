@@ -7,6 +7,7 @@
 
 pub mod attribute;
 pub mod command;
+pub mod diagnose;
 pub mod event;
 pub mod filter;
 pub mod kernel;

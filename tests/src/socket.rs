@@ -214,20 +214,33 @@ impl Socket {
 
     /// SO_COOKIE.
     pub fn cookie(&self) -> u64 {
-        let mut cookie = 0u64;
-        let mut length = size_of::<u64>() as socklen_t;
-        // SAFETY: the pointers are of live variables, the length that of the cookie.
+        u64::from_ne_bytes(self.get_bytes(libc::SOL_SOCKET, libc::SO_COOKIE))
+    }
+
+    /// The state of a TCP socket, by its number in include/net/tcp_states.h.
+    pub fn tcp_state(&self) -> u8 {
+        // It is the first byte of struct tcp_info.
+        let [state] = self.get_bytes(libc::IPPROTO_TCP, libc::TCP_INFO);
+        state
+    }
+
+    /// The first bytes of an option's value.
+    fn get_bytes<const N: usize>(&self, level: c_int, name: c_int) -> [u8; N] {
+        let mut value = [0; N];
+        let mut length = N as socklen_t;
+        // SAFETY: the pointers are of live variables, the length that of the value.
         let result = unsafe {
             libc::getsockopt(
                 self.0.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_COOKIE,
-                (&raw mut cookie).cast(),
+                level,
+                name,
+                value.as_mut_ptr().cast(),
                 &raw mut length,
             )
         };
         check(result).unwrap();
-        cookie
+        assert_eq!(length as usize, N, "getsockopt({level}, {name})");
+        value
     }
 
     /// bind(2).

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Environment that a program started through sudo keeps.
 const KEPT_BY_SUDO: &str = "--preserve-env=CARGO_MANIFEST_DIR,CARGO_TARGET_TMPDIR,CI,LD_LIBRARY_PATH,\
-     NO_COLOR,PORTWATCH_BIN,RUST_BACKTRACE";
+     NO_COLOR,PORTWATCH_BIN,PORTWATCH_CASES,PORTWATCH_SEED,RUST_BACKTRACE";
 
 /// Prints one line to standard error, marked as this program's own.
 pub fn say(line: &str) {

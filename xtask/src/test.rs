@@ -60,9 +60,20 @@ enum Level {
     Plain,
     /// Whole events against this machine's kernel: needs root
     Host,
-    /// The same against other kernels, in virtual machines: needs Debian's packages
+    /// The bind-conflict rules against this machine's kernel: needs root
+    Differential,
+    /// The host's scenarios against other kernels, in virtual machines: needs Debian's packages
     Vm,
 }
+
+/// The test programs of portwatch-tests that are the level `host`.
+const HOST_TESTS: &[&str] = &["host", "programs", "robust"];
+
+/// What the level `differential` runs `ip` for.
+const DIFFERENTIAL_PROGRAMS: &[Provided] = &[Provided {
+    program: "ip",
+    package: "iproute2",
+}];
 
 impl Level {
     /// The name it has on the command line and in the closing lines.
@@ -70,6 +81,7 @@ impl Level {
         match self {
             Self::Plain => "plain",
             Self::Host => "host",
+            Self::Differential => "differential",
             Self::Vm => "vm",
         }
     }
@@ -85,20 +97,34 @@ impl Level {
                 command.args(["--workspace", "--exclude", "portwatch-tests"]);
             }
             Self::Host => {
-                if !cfg!(target_os = "linux") {
-                    return Err(Unable("needs Linux".to_owned()).into());
-                }
-                let root = Root::find().map_err(|error| Unable(format!("{error:#}")))?;
+                let root = find_root()?;
                 provide(HOST_PROGRAMS)?;
                 let binary = build_portwatch()?;
                 command
                     .args(["-p", "portwatch-tests", "--profile", "tests"])
+                    .args(HOST_TESTS.iter().flat_map(|test| ["--test", test]))
                     .args(root.cargo_runner())
                     .env("PORTWATCH_BIN", binary);
+            }
+            Self::Differential => {
+                let root = find_root()?;
+                provide(DIFFERENTIAL_PROGRAMS)?;
+                command
+                    .args(["-p", "portwatch-tests", "--profile", "tests"])
+                    .args(["--test", "differential"])
+                    .args(root.cargo_runner());
             }
         }
         Ok(command)
     }
+}
+
+/// How tests can act as root; without a way the level cannot run here.
+fn find_root() -> Result<Root> {
+    if !cfg!(target_os = "linux") {
+        return Err(Unable("needs Linux".to_owned()).into());
+    }
+    Ok(Root::find().map_err(|error| Unable(format!("{error:#}")))?)
 }
 
 /// Why a level cannot run here.
@@ -229,17 +255,36 @@ fn stream(command: &mut Command, output: &mut impl Write) -> Result<(Reader, boo
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::Command;
 
     use clap::ValueEnum;
 
-    use super::{Level, Reader, Tally, stream, verdict};
+    use super::{HOST_TESTS, Level, Reader, Tally, stream, verdict};
+    use crate::process::top;
 
     #[test]
     fn names_are_those_of_the_command_line() {
         for level in Level::value_variants() {
             assert_eq!(level.to_possible_value().unwrap().get_name(), level.name());
         }
+    }
+
+    /// A test program that no level runs would never fail.
+    #[test]
+    fn every_test_program_has_a_level() {
+        let entries = std::fs::read_dir(top().join("tests/tests")).unwrap();
+        let mut programs: Vec<_> = entries
+            .map(|entry| {
+                let name = entry.unwrap().file_name();
+                let stem = Path::new(&name).file_stem().unwrap();
+                stem.to_string_lossy().into_owned()
+            })
+            .collect();
+        programs.sort();
+        let mut run = [HOST_TESTS, &["differential"]].concat();
+        run.sort_unstable();
+        assert_eq!(programs, run);
     }
 
     fn read(line: &str) -> Reader {

@@ -113,8 +113,8 @@ impl Attribution {
         self.processes.found(found);
     }
 
-    /// Takes a batch in; the events that are complete by now go to `events`.
-    pub fn batch(&mut self, batch: &Batch, events: &mut Vec<Event>) {
+    /// Takes a batch in; the events that are complete by now go to `emit`.
+    pub fn batch(&mut self, batch: &Batch, mut emit: impl FnMut(&Event)) {
         if self.clock_read.elapsed() >= CLOCK_FRESH {
             self.clock = Clock::now();
             self.clock_read = Instant::now();
@@ -124,15 +124,15 @@ impl Attribution {
             *undecoded += u64::from(record.is_err());
             record.ok()
         }));
-        self.ready(batch.complete_until, events);
+        self.ready(batch.complete_until, &mut emit);
         if let Some(losses) = &batch.losses {
-            self.lost(losses, events);
+            self.lost(losses, &mut emit);
         }
     }
 
-    /// The stream has ended: everything goes to `events`.
-    pub fn finish(&mut self, events: &mut Vec<Event>) {
-        self.ready(u64::MAX, events);
+    /// The stream has ended: everything goes to `emit`.
+    pub fn finish(&mut self, mut emit: impl FnMut(&Event)) {
+        self.ready(u64::MAX, &mut emit);
     }
 
     /// Processes that had to be forgotten: the kernel side must send them again.
@@ -140,17 +140,16 @@ impl Attribution {
         self.forgotten.drain(..)
     }
 
-    fn ready(&mut self, complete_until: u64, events: &mut Vec<Event>) {
+    fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
         while let Some(record) = self.order.next(complete_until) {
             let time = self.clock.at_monotonic(record.time());
             if let Record::Timewait(timewait) = &record {
-                let changes = self.timewait(timewait).into_iter();
-                events.extend(changes.map(|timewait| Event {
-                    time,
-                    body: Body::Timewait(timewait),
-                }));
+                for timewait in self.timewait(timewait) {
+                    let body = Body::Timewait(timewait);
+                    emit(&Event { time, body });
+                }
             } else if let Some(body) = self.event(&record) {
-                events.push(Event { time, body });
+                emit(&Event { time, body });
             }
         }
     }
@@ -277,6 +276,12 @@ impl Attribution {
         }
     }
 
+    /// Whether connections in FIN_WAIT2 wait to be asked for.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.timewaits.is_waiting()
+    }
+
     /// Some of the connections in FIN_WAIT2, by their addresses in the kernel: whether they have
     /// gone on to TIME_WAIT must be asked for. Each time others, if there are many.
     pub fn waiting(&mut self) -> Vec<u64> {
@@ -289,8 +294,7 @@ impl Attribution {
 
     /// These have.
     pub fn found_timewaits(&mut self, found: Vec<record::Timewait>) {
-        let found = found.into_iter().map(Box::new).map(Record::Timewait);
-        self.order.add(found);
+        self.order.add(found.into_iter().map(Record::Timewait));
     }
 
     fn timewait(&mut self, timewait: &record::Timewait) -> Vec<Timewait> {
@@ -335,13 +339,13 @@ impl Attribution {
         changes.collect()
     }
 
-    fn lost(&mut self, losses: &Losses, events: &mut Vec<Event>) {
+    fn lost(&mut self, losses: &Losses, emit: &mut impl FnMut(&Event)) {
         let new = losses.since(&self.losses);
         self.losses.clone_from(losses);
         let time = self.clock.at_monotonic(clock::monotonic());
         let mut tell = |place: &'static str, count: u64, of: std::collections::BTreeMap<_, _>| {
             if count != 0 {
-                events.push(Event {
+                emit(&Event {
                     time,
                     body: Body::Lost(Lost {
                         count,
@@ -454,7 +458,6 @@ fn state(socket: &record::Socket) -> Option<State> {
 fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
     let family = family(raw.family);
     let nonzero = |number: u64| (number != 0).then_some(number);
-    let (device, _) = process::comm(device);
     let inet = |address: [u8; 16], port| match family {
         Some(Family::Ipv4) => {
             let [a, b, c, d, ..] = address;
@@ -473,7 +476,7 @@ fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
             .flatten(),
         state: state(raw),
         options: Options(raw.options),
-        bound_device: (!device.is_empty()).then_some(device),
+        bound_device: (device.first() != Some(&0)).then(|| process::comm(device).0),
         netns: nonzero(raw.netns.into()).map(|_| raw.netns),
         cookie: nonzero(raw.cookie),
         inode: nonzero(raw.inode),

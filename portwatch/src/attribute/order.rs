@@ -28,10 +28,17 @@ pub struct Order {
 impl Order {
     /// Adds records as they come.
     pub fn add(&mut self, records: impl IntoIterator<Item = Record>) {
-        self.waiting.extend(records);
-        // Stable: what a context wrote at the same nanosecond stays in its order. Nearly sorted
-        // already, which this sort makes use of.
-        self.waiting.make_contiguous().sort_by_key(Record::time);
+        let mut latest = self.waiting.back().map_or(0, Record::time);
+        let mut sorted = true;
+        self.waiting.extend(records.into_iter().inspect(|record| {
+            sorted &= latest <= record.time();
+            latest = record.time();
+        }));
+        if !sorted {
+            // Stable: what a context wrote at the same nanosecond stays in its order. Nearly sorted
+            // already, which this sort makes use of.
+            self.waiting.make_contiguous().sort_by_key(Record::time);
+        }
     }
 
     /// Takes the earliest record, if everything up to [`SLACK`] behind it has come: the stream is

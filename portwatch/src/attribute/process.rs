@@ -52,6 +52,17 @@ struct Known {
     gid: u32,
 }
 
+impl Known {
+    /// The name of one of its threads, which mostly is the one that is known and need not be made.
+    fn comm_of(&self, task: &Task) -> (Text, Option<String>) {
+        if self.comm.0.as_bytes() == until_nul(&task.comm) {
+            (Arc::clone(&self.comm.0), None)
+        } else {
+            comm(&task.comm)
+        }
+    }
+}
+
 /// A process as `/proc` told, good for the tick in which it started.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -189,6 +200,16 @@ impl Processes {
         }
     }
 
+    /// Looks for one that does not live, or was never heard of.
+    fn look_for(&mut self, key: Key, proc: &Path) -> Option<&mut Known> {
+        if self.known(key).is_none()
+            && let Some(found) = from_proc(proc, key.tgid)
+        {
+            self.found.insert(key.tgid, found);
+        }
+        self.known(key)
+    }
+
     /// Who a task was; nothing if it was a kernel thread or not seen. `name` gives a container its
     /// name, which may change while its processes live. `proc` is where to look for a process that
     /// was never heard of: its record was lost.
@@ -203,12 +224,11 @@ impl Processes {
             return None;
         }
         let key = Key::of(task);
-        if self.known(key).is_none()
-            && let Some(found) = from_proc(proc, task.tgid)
-        {
-            self.found.insert(task.tgid, found);
-        }
-        let process = match self.known(key) {
+        let known = match self.live.get_mut(&key) {
+            Some(known) => Some(known),
+            None => self.look_for(key, proc),
+        };
+        let (process, (comm, comm_hex)) = match known {
             Some(known) => {
                 if let Some(reference) = &known.container {
                     let container = Some(name(reference));
@@ -216,11 +236,10 @@ impl Processes {
                         Arc::make_mut(&mut known.process).container = container;
                     }
                 }
-                Arc::clone(&known.process)
+                (Arc::clone(&known.process), known.comm_of(task))
             }
-            None => Arc::default(),
+            None => (Arc::default(), comm(&task.comm)),
         };
-        let (comm, comm_hex) = comm(&task.comm);
         Some(Actor {
             pid: task.tgid,
             tid: Some(task.tid),
@@ -253,11 +272,12 @@ impl Processes {
 /// A `comm`, up to its NUL.
 #[must_use]
 pub fn comm(bytes: &[u8]) -> (Text, Option<String>) {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    text(&bytes[..end])
+    text(until_nul(bytes))
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    &bytes[..end.unwrap_or(bytes.len())]
 }
 
 fn known(identity: &Identity) -> Known {

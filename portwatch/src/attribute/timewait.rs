@@ -96,6 +96,11 @@ impl Timewaits {
         }
     }
 
+    /// Whether any wait in FIN_WAIT2.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Some of those that wait in FIN_WAIT2, by their addresses in the kernel, at most `count`,
     /// beginning behind `last`.
     pub fn waiting(&self, last: u64, count: usize) -> Vec<u64> {
@@ -259,11 +264,7 @@ mod tests {
     /// Plays records in their order; what each one meant.
     fn play(records: &[Timewait], listened_on: bool) -> Vec<Change> {
         let mut order = Order::default();
-        order.add(
-            records
-                .iter()
-                .map(|record| Record::Timewait(Box::new(*record))),
-        );
+        order.add(records.iter().copied().map(Record::Timewait));
         let mut timewaits = Timewaits::default();
         let mut changes = Vec::new();
         while let Some(Record::Timewait(record)) = order.next(u64::MAX) {

@@ -9,6 +9,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::kernel::support::Unsupported;
 
 pub mod doctor;
+pub mod explain;
 pub mod pipeline;
 pub mod trace;
 pub mod value;
@@ -39,6 +40,8 @@ enum Command {
     Trace(Box<trace::Options>),
     /// Tell what this kernel offers, which hooks are used and whether each one fires
     Doctor(doctor::Options),
+    /// Explain why a bind or listen fails, and how it is fixed
+    Explain(explain::Options),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -61,6 +64,7 @@ impl Cli {
         match self.command {
             Command::Trace(options) => trace::run(*options),
             Command::Doctor(options) => doctor::run(options),
+            Command::Explain(options) => explain::run(&options),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "portwatch", &mut script);
@@ -150,7 +154,9 @@ mod tests {
         assert!(page.contains("\\-\\-duration"), "{page}");
         let error = man(Some("nonsense")).unwrap_err().to_string();
         assert!(
-            error.starts_with("no subcommand nonsense: there are trace, doctor, completions, man"),
+            error.starts_with(
+                "no subcommand nonsense: there are trace, doctor, explain, completions, man"
+            ),
             "{error}"
         );
     }

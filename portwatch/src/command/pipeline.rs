@@ -1,7 +1,9 @@
-//! Puts the stages together: stream, attribution, sinks, with bounded channels between them.
+//! Puts the stages together: stream, attribution, sinks, writing, with bounded channels between them.
 //!
-//! Two tasks and a thread: the thread because standard output may block, and
-//! must not keep anything else from ending.
+//! Two tasks on one thread, since a hop to another costs more than what the tasks do for a
+//! batch of usual size; and a thread that only writes, because standard output may block, and must
+//! not keep anything else from ending. Events never leave the task that makes them: it renders them
+//! at once, and bytes go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -95,9 +97,7 @@ impl From<Batch> for Input {
 ///
 /// If a stage fails.
 pub fn run(plan: Plan) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("portwatch")
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
@@ -114,11 +114,15 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     let (stop, stopped) = watch::channel(false);
     let stop = Arc::new(stop);
 
-    let (events, to_write) = mpsc::channel::<Vec<Event>>(BATCHES);
     let unwritten = Arc::new(AtomicU64::new(0));
+    let (renderer, writer) = sinks(plan.sinks);
+    let (output, to_write) = mpsc::channel(BATCHES);
+    // Room for all there can be: on the way, being written and being filled.
+    let (emptied, spare) = mpsc::channel(BATCHES + 2);
     let written = spawn_writer(
-        plan.sinks,
+        writer,
         to_write,
+        emptied,
         Arc::clone(&stop),
         Arc::clone(&unwritten),
     )?;
@@ -136,7 +140,10 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
         Emission {
             filter: plan.filter,
             left: plan.count,
-            events,
+            renderer,
+            rendered: Output::default(),
+            output,
+            spare,
             unwritten: Arc::clone(&unwritten),
             stop: Arc::clone(&stop),
             counts: BTreeMap::new(),
@@ -264,45 +271,47 @@ async fn attribute(
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
 ) -> anyhow::Result<()> {
-    emission.send(vec![start]).await;
-    let mut events = Vec::new();
+    emission.render(&start);
+    emission.send().await;
     let mut ask = tokio::time::interval(ASK);
     ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut waiting = Vec::new();
     loop {
         tokio::select! {
             input = inputs.recv() => match input {
-                Some(Input::Batch(batch)) => attribution.batch(&batch, &mut events),
+                Some(Input::Batch(batch)) => {
+                    attribution.batch(&batch, |event| emission.take(event));
+                }
                 Some(Input::Found(found)) => attribution.found(found),
                 None => break,
             },
-            _ = ask.tick(), if !waiting.is_empty() => {
+            _ = ask.tick(), if attribution.is_waiting() => {
                 // Without the iterator they are told at their end.
-                if let Ok(found) = side.ask_timewaits(&waiting) {
+                if let Ok(found) = side.ask_timewaits(&attribution.waiting()) {
                     attribution.found_timewaits(found);
                 }
             }
         }
-        waiting = attribution.waiting();
         if let Some(identified) = &mut identified {
             for tgid in attribution.forgotten() {
                 // It may have been evicted there as well.
                 let _ = identified.remove(&tgid);
             }
         }
-        emission.emit(&mut events).await;
+        emission.send().await;
     }
-    attribution.finish(&mut events);
-    emission.emit(&mut events).await;
+    attribution.finish(|event| emission.take(event));
     emission.end().await;
     Ok(())
 }
 
-/// Chooses, counts and hands on.
+/// Chooses, counts, renders and hands on.
 struct Emission {
     filter: Filter,
     left: Option<u64>,
-    events: mpsc::Sender<Vec<Event>>,
+    renderer: Renderer,
+    rendered: Output,
+    output: mpsc::Sender<Output>,
+    spare: mpsc::Receiver<Output>,
     unwritten: Arc<AtomicU64>,
     stop: Arc<watch::Sender<bool>>,
     counts: BTreeMap<&'static str, u64>,
@@ -312,12 +321,15 @@ struct Emission {
 }
 
 impl Emission {
-    /// Hands on those that pass, and empties `events`.
-    async fn emit(&mut self, events: &mut Vec<Event>) {
-        events.retain(|event| self.keep(&event.body));
-        if !events.is_empty() {
-            self.send(std::mem::take(events)).await;
+    /// Renders an event if it passes.
+    fn take(&mut self, event: &Event) {
+        if self.keep(&event.body) {
+            self.render(event);
         }
+    }
+
+    fn render(&mut self, event: &Event) {
+        self.renderer.render(event, &mut self.rendered);
     }
 
     fn keep(&mut self, body: &Body) -> bool {
@@ -347,14 +359,20 @@ impl Emission {
         true
     }
 
-    async fn send(&self, events: Vec<Event>) {
+    /// Hands on what was rendered, if anything.
+    async fn send(&mut self) {
+        if self.rendered.events == 0 {
+            return;
+        }
         self.unwritten
-            .fetch_add(events.len() as u64, Ordering::Relaxed);
+            .fetch_add(self.rendered.events, Ordering::Relaxed);
+        let empty = self.spare.try_recv().unwrap_or_default();
+        let rendered = std::mem::replace(&mut self.rendered, empty);
         // The writing stage ends early only when nobody reads; then everything ends.
-        let _ = self.events.send(events).await;
+        let _ = self.output.send(rendered).await;
     }
 
-    async fn end(self) {
+    async fn end(mut self) {
         let now = clock::monotonic();
         let end = Event {
             time: Clock::now().at_monotonic(now),
@@ -365,14 +383,94 @@ impl Emission {
                 duration_ms: (now - self.begin) / 1_000_000,
             }),
         };
-        self.send(vec![end]).await;
+        self.render(&end);
+        self.send().await;
     }
 }
 
-/// Starts the writing stage. Its result comes when all is written.
+/// What some events have become.
+#[derive(Default)]
+struct Output {
+    /// How many events.
+    events: u64,
+    /// For standard output.
+    screen: Vec<u8>,
+    /// For the file.
+    file: Vec<u8>,
+    /// For standard error.
+    told: String,
+}
+
+impl Output {
+    /// Keeps the memory: the next batch is about as long.
+    fn clear(&mut self) {
+        self.events = 0;
+        self.screen.clear();
+        self.file.clear();
+        self.told.clear();
+    }
+}
+
+/// Makes of events what is written.
+struct Renderer {
+    text: Option<Text>,
+    json: Json,
+    header: bool,
+    file: bool,
+    quiet: bool,
+}
+
+impl Renderer {
+    fn render(&mut self, event: &Event, output: &mut Output) {
+        output.events += 1;
+        let Some(text) = &mut self.text else {
+            let begin = output.screen.len();
+            self.json.render(event, &mut output.screen);
+            if self.file {
+                output.file.extend_from_slice(&output.screen[begin..]);
+            }
+            return;
+        };
+        if self.file {
+            self.json.render(event, &mut output.file);
+        }
+        match &event.body {
+            Body::Start(start) => {
+                if !self.quiet {
+                    output.told.push_str(&text::start_lines(start));
+                }
+                if self.header {
+                    output.screen.extend(text.header().as_bytes());
+                }
+            }
+            Body::Lost(lost) => output.told.push_str(&text::lost_line(lost)),
+            Body::End(end) => {
+                if !self.quiet {
+                    output.told.push_str(&text::end_line(end));
+                }
+            }
+            _ => text.render(event, &mut output.screen),
+        }
+    }
+}
+
+/// The two ends of the sinks: what renders and what writes.
+fn sinks(sinks: Sinks) -> (Renderer, Writer) {
+    let renderer = Renderer {
+        text: sinks.text,
+        json: Json::default(),
+        header: sinks.header,
+        file: sinks.file.is_some(),
+        quiet: sinks.quiet,
+    };
+    (renderer, Writer { file: sinks.file })
+}
+
+/// Starts the writing stage, which gives back what it has written. Its result comes when all is.
 fn spawn_writer(
-    sinks: Sinks,
-    mut events: mpsc::Receiver<Vec<Event>>,
+    mut writer: Writer,
+    mut outputs: mpsc::Receiver<Output>,
+    emptied: mpsc::Sender<Output>,
     stop: Arc<watch::Sender<bool>>,
     unwritten: Arc<AtomicU64>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
@@ -380,17 +478,19 @@ fn spawn_writer(
     std::thread::Builder::new()
         .name("portwatch-write".to_owned())
         .spawn(move || {
-            let mut writer = Writer::new(sinks);
             let result = loop {
-                let Some(batch) = events.blocking_recv() else {
+                let Some(mut output) = outputs.blocking_recv() else {
                     break Ok(());
                 };
-                match writer.write(&batch) {
+                match writer.write(&output) {
                     Ok(Reader::Reads) => {}
                     Ok(Reader::Gone) => break Ok(()),
                     Err(error) => break Err(error),
                 }
-                unwritten.fetch_sub(batch.len() as u64, Ordering::Relaxed);
+                unwritten.fetch_sub(output.events, Ordering::Relaxed);
+                output.clear();
+                // There is always room.
+                let _ = emptied.try_send(output);
             };
             unwritten.store(0, Ordering::Relaxed);
             let _ = stop.send(true);
@@ -408,66 +508,17 @@ enum Reader {
 
 /// The writing stage.
 struct Writer {
-    text: Option<Text>,
-    json: Json,
-    header: bool,
     file: Option<(PathBuf, File)>,
-    quiet: bool,
-    screen: Vec<u8>,
-    object: Vec<u8>,
 }
 
 impl Writer {
-    fn new(sinks: Sinks) -> Self {
-        Self {
-            text: sinks.text,
-            json: Json::default(),
-            header: sinks.header,
-            file: sinks.file,
-            quiet: sinks.quiet,
-            screen: Vec::new(),
-            object: Vec::new(),
-        }
-    }
-
-    fn write(&mut self, events: &[Event]) -> anyhow::Result<Reader> {
-        self.screen.clear();
-        self.object.clear();
-        let json = self.text.is_none() || self.file.is_some();
-        for event in events {
-            if json {
-                self.json.render(event, &mut self.object);
-            }
-            if let Some(text) = &mut self.text {
-                match &event.body {
-                    Body::Start(start) => {
-                        if !self.quiet {
-                            tell(&text::start_lines(start));
-                        }
-                        if self.header {
-                            self.screen.extend(text.header().as_bytes());
-                        }
-                    }
-                    Body::Lost(lost) => tell(&text::lost_line(lost)),
-                    Body::End(end) => {
-                        if !self.quiet {
-                            tell(&text::end_line(end));
-                        }
-                    }
-                    _ => text.render(event, &mut self.screen),
-                }
-            }
-        }
+    fn write(&mut self, output: &Output) -> anyhow::Result<Reader> {
+        tell(&output.told);
         if let Some((path, file)) = &mut self.file {
-            write_whole(file, &self.object)
+            write_whole(file, &output.file)
                 .with_context(|| format!("cannot write to {}", path.display()))?;
         }
-        let screen = if self.text.is_some() {
-            &self.screen
-        } else {
-            &self.object
-        };
-        match write_out(screen) {
+        match write_out(&output.screen) {
             Ok(()) => Ok(Reader::Reads),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
             Err(error) => Err(error).context("cannot write to standard output"),

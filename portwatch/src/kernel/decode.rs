@@ -9,17 +9,17 @@ use portwatch_common::record::{
 };
 use zerocopy::FromBytes;
 
-/// A record, decoded.
+/// A record, decoded. Those that come by the hundred thousand are not boxed.
 #[derive(Debug, Clone)]
 pub enum Record {
     /// A bind(2) has returned, with the path of an AF_UNIX address.
-    Bind(Box<Bind>, Vec<u8>),
+    Bind(Bind, Vec<u8>),
     /// A listen(2) has returned, with the path of an AF_UNIX address.
-    Listen(Box<Listen>, Vec<u8>),
+    Listen(Listen, Vec<u8>),
     /// A bound socket has given its port back.
-    Release(Box<Release>),
+    Release(Release),
     /// A timewait socket's timer was armed, or cancelled, or has expired.
-    Timewait(Box<Timewait>),
+    Timewait(Timewait),
     /// Who a process is.
     Process(Box<Identity>),
     /// A known process forked.
@@ -91,19 +91,19 @@ impl Record {
                     bind.path_length,
                     size_of::<BindUnix>() - size_of::<Bind>(),
                 );
-                Ok(Self::Bind(Box::new(bind), path))
+                Ok(Self::Bind(bind, path))
             }
             kind::LISTEN => {
                 let (listen, rest) = read::<Listen>(bytes, kind)?;
                 let room = size_of::<ListenUnix>() - size_of::<Listen>();
                 let path = tail(rest, listen.path_length, room);
-                Ok(Self::Listen(Box::new(listen), path))
+                Ok(Self::Listen(listen, path))
             }
-            kind::RELEASE => Ok(Self::Release(Box::new(read(bytes, kind)?.0))),
+            kind::RELEASE => Ok(Self::Release(read(bytes, kind)?.0)),
             kind::TIMEWAIT_START
             | kind::TIMEWAIT_CANCEL
             | kind::TIMEWAIT_EXPIRE
-            | kind::TIMEWAIT_REUSE => Ok(Self::Timewait(Box::new(read(bytes, kind)?.0))),
+            | kind::TIMEWAIT_REUSE => Ok(Self::Timewait(read(bytes, kind)?.0)),
             kind::PROCESS => {
                 let (process, rest) = read::<Process>(bytes, kind)?;
                 Ok(Self::Process(Box::new(identity(&process, rest))))

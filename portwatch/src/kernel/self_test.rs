@@ -228,7 +228,7 @@ fn expected(side: &KernelSide, ports: &Ports) -> Vec<(Proof, IsIt)> {
             Record::Timewait(timewait)
                 if timewait.header.kind == kind && timewait.socket.remote_port == client =>
             {
-                Some(**timewait)
+                Some(*timewait)
             }
             _ => None,
         }

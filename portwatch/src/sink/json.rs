@@ -1,16 +1,25 @@
 //! JSON: one [`Line`](crate::event::Line) a line (NDJSON).
 //!
 //! The bytes are those that `serde_json` makes of a `Line`, which the tests
-//! hold them against. They are made in pieces because the largest, what is
-//! known of the process, is the same from event to event: it is kept.
+//! hold them against. Objects whose keys serde would have to gather from
+//! several structs are put together by hand, and what is the same from event
+//! to event is kept: what is known of a process, and the second of a time.
 
-use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
+use serde::Serialize;
+use serde_json::to_writer;
 
-use crate::event::{Actor, Bind, Body, Event, Listen, Process, Release, SCHEMA, Timewait};
+use crate::event::{Actor, Address, Body, Event, Process, Result, SCHEMA, Socket, Time};
+
+/// A comma and a key.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
+}
 
 /// How many processes' JSON is kept. Arguments of 4096 bytes are the most of one.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
@@ -21,7 +30,7 @@ const USUAL_LEN: usize = 768;
 /// Renders events as JSON, and numbers them.
 pub struct Json {
     seq: u64,
-    nothing: Arc<Process>,
+    times: Times,
     kept: LruCache<usize, Kept>,
 }
 
@@ -29,7 +38,7 @@ pub struct Json {
 struct Kept {
     /// Keeps the address, which is the key, from becoming another process's.
     _process: Arc<Process>,
-    /// The keys and values without their braces, after a comma; empty if there are none.
+    /// The keys and values without their braces, each after a comma.
     json: Vec<u8>,
 }
 
@@ -37,7 +46,7 @@ impl Default for Json {
     fn default() -> Self {
         Self {
             seq: 0,
-            nothing: Arc::default(),
+            times: Times::default(),
             kept: LruCache::new(KEPT),
         }
     }
@@ -55,42 +64,88 @@ impl Json {
     }
 
     fn line(&mut self, event: &Event, out: &mut Vec<u8>) -> serde_json::Result<()> {
-        let (seq, time) = (self.seq, event.time);
-        write!(out, r#"{{"schema":"{SCHEMA}","seq":{seq},"time":"{time}""#)
-            .map_err(serde_json::Error::io)?;
-        let brace = out.len();
-        // Nothing large is cloned: all strings of a usual event are shared.
-        let mut body = event.body.clone();
-        match actor(&mut body) {
-            None => serde_json::to_writer(&mut *out, &body)?,
-            Some(actor) => {
-                let process = std::mem::replace(&mut actor.process, Arc::clone(&self.nothing));
-                serde_json::to_writer(&mut *out, &body)?;
-                // The actor is the last key of its event, and what is known of the process the
-                // last of the actor: the braces of both close here.
-                out.truncate(out.len() - 2);
-                out.extend_from_slice(self.process(process)?);
-                out.extend_from_slice(b"}}");
-            }
-        }
-        // The body's keys go on where the line's own end.
-        out[brace] = b',';
+        object(out, |out| {
+            pair(out, key!("schema"), SCHEMA)?;
+            pair(out, key!("seq"), &self.seq)?;
+            out.extend_from_slice(key!("time"));
+            self.times.put(event.time, out);
+            self.body(&event.body, out)
+        })?;
         out.push(b'\n');
         Ok(())
     }
 
-    fn process(&mut self, process: Arc<Process>) -> serde_json::Result<&[u8]> {
-        let address = Arc::as_ptr(&process).addr();
+    fn body(&mut self, body: &Body, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        if matches!(body, Body::Start(_) | Body::Lost(_) | Body::End(_)) {
+            return pairs(out, body);
+        }
+        pair(out, key!("event"), body.name())?;
+        match body {
+            Body::Bind(bind) => {
+                result(out, &bind.result)?;
+                socket(out, &bind.socket)?;
+                optional(out, key!("requested"), bind.requested.as_ref())?;
+                flag(out, key!("autobind"), bind.autobind)?;
+                self.actor(out, key!("process"), bind.process.as_ref())
+            }
+            Body::Listen(listen) => {
+                result(out, &listen.result)?;
+                socket(out, &listen.socket)?;
+                pair(out, key!("backlog"), &listen.backlog)?;
+                self.actor(out, key!("process"), listen.process.as_ref())
+            }
+            Body::Release(release) => {
+                socket(out, &release.socket)?;
+                if let Some(bound_at) = release.bound_at {
+                    out.extend_from_slice(key!("bound_at"));
+                    self.times.put(bound_at, out);
+                }
+                optional(out, key!("held_ms"), release.held_ms.as_ref())?;
+                self.actor(out, key!("binder"), release.binder.as_ref())?;
+                self.actor(out, key!("process"), release.process.as_ref())
+            }
+            Body::Timewait(timewait) => {
+                pair(out, key!("phase"), &timewait.phase)?;
+                socket(out, &timewait.socket)?;
+                optional(out, key!("expires_in_ms"), timewait.expires_in_ms.as_ref())?;
+                optional(out, key!("fin_wait2_ms"), timewait.fin_wait2_ms.as_ref())?;
+                optional(out, key!("reason"), timewait.reason.as_ref())?;
+                optional(out, key!("lasted_ms"), timewait.lasted_ms.as_ref())?;
+                self.actor(out, key!("process"), timewait.process.as_ref())
+            }
+            Body::Start(_) | Body::Lost(_) | Body::End(_) => Ok(()),
+        }
+    }
+
+    fn actor(
+        &mut self,
+        out: &mut Vec<u8>,
+        key: &[u8],
+        actor: Option<&Actor>,
+    ) -> serde_json::Result<()> {
+        let Some(actor) = actor else { return Ok(()) };
+        out.extend_from_slice(key);
+        object(out, |out| {
+            pair(out, key!("pid"), &actor.pid)?;
+            optional(out, key!("tid"), actor.tid.as_ref())?;
+            pair(out, key!("comm"), &*actor.comm)?;
+            optional(out, key!("comm_hex"), actor.comm_hex.as_ref())?;
+            pair(out, key!("uid"), &actor.uid)?;
+            out.extend_from_slice(key!("start_time"));
+            self.times.put(actor.start_time, out);
+            pair(out, key!("gid"), &actor.gid)?;
+            out.extend_from_slice(self.process(&actor.process)?);
+            Ok(())
+        })
+    }
+
+    fn process(&mut self, process: &Arc<Process>) -> serde_json::Result<&[u8]> {
+        let address = Arc::as_ptr(process).addr();
         let kept = self.kept.try_get_or_insert(address, || {
             let mut json = Vec::with_capacity(USUAL_LEN);
-            serde_json::to_writer(&mut json, &*process)?;
-            json[0] = b',';
-            json.pop();
-            if json.len() == 1 {
-                json.clear();
-            }
+            pairs(&mut json, &**process)?;
             serde_json::Result::Ok(Kept {
-                _process: process,
+                _process: Arc::clone(process),
                 json,
             })
         })?;
@@ -98,13 +153,126 @@ impl Json {
     }
 }
 
-/// Who did it.
-fn actor(body: &mut Body) -> Option<&mut Actor> {
-    match body {
-        Body::Bind(Bind { process, .. })
-        | Body::Listen(Listen { process, .. })
-        | Body::Release(Release { process, .. })
-        | Body::Timewait(Timewait { process, .. }) => process.as_mut(),
-        Body::Start(_) | Body::Lost(_) | Body::End(_) => None,
+/// Times as JSON strings. Those of the same second differ in the nanoseconds alone.
+#[derive(Default)]
+struct Times {
+    /// The second, and a time in it.
+    kept: [Option<(i64, [u8; 30])>; Self::KEPT],
+}
+
+impl Times {
+    /// In a line stand times of a few seconds: that of the event, that at which its process was
+    /// started, and that at which its socket was bound.
+    const KEPT: usize = 8;
+
+    fn put(&mut self, time: Time, out: &mut Vec<u8>) {
+        let second = time.0.div_euclid(1_000_000_000);
+        let kept = &mut self.kept[second.rem_euclid(Self::KEPT as i64) as usize];
+        let text = match kept {
+            Some((of, text)) if *of == second => {
+                time.put_nanoseconds(text);
+                text
+            }
+            _ => &mut kept.insert((second, time.rfc3339())).1,
+        };
+        out.push(b'"');
+        out.extend_from_slice(text);
+        out.push(b'"');
+    }
+}
+
+/// Writes an object of whatever pairs `write` appends, at least one.
+#[inline(always)]
+fn object(
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> serde_json::Result<()>,
+) -> serde_json::Result<()> {
+    let begin = out.len();
+    write(out)?;
+    // Every pair stands after a comma: the first one's is the brace.
+    if let Some(brace) = out.get_mut(begin) {
+        *brace = b'{';
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// Writes the pairs of a struct without its braces.
+fn pairs(out: &mut Vec<u8>, object: &impl Serialize) -> serde_json::Result<()> {
+    let begin = out.len();
+    to_writer(&mut *out, object)?;
+    out.pop();
+    match out.get_mut(begin + 1) {
+        Some(_) => out[begin] = b',',
+        None => out.truncate(begin),
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn pair(
+    out: &mut Vec<u8>,
+    key: &[u8],
+    value: &(impl Serialize + ?Sized),
+) -> serde_json::Result<()> {
+    out.extend_from_slice(key);
+    to_writer(out, value)
+}
+
+#[inline(always)]
+fn optional(
+    out: &mut Vec<u8>,
+    key: &[u8],
+    value: Option<&(impl Serialize + ?Sized)>,
+) -> serde_json::Result<()> {
+    match value {
+        Some(value) => pair(out, key, value),
+        None => Ok(()),
+    }
+}
+
+/// What is told only where it is so.
+fn flag(out: &mut Vec<u8>, key: &[u8], is: bool) -> serde_json::Result<()> {
+    optional(out, key, is.then_some(&is))
+}
+
+fn result(out: &mut Vec<u8>, result: &Result) -> serde_json::Result<()> {
+    pair(out, key!("outcome"), &result.outcome)?;
+    optional(out, key!("error"), result.error.as_ref())?;
+    optional(out, key!("errno"), result.errno.as_ref())
+}
+
+fn socket(out: &mut Vec<u8>, socket: &Socket) -> serde_json::Result<()> {
+    out.extend_from_slice(key!("socket"));
+    object(out, |out| {
+        optional(out, key!("transport"), socket.transport.as_ref())?;
+        optional(out, key!("family"), socket.family.as_ref())?;
+        address(out, key!("local"), socket.local.as_ref())?;
+        address(out, key!("remote"), socket.remote.as_ref())?;
+        optional(out, key!("state"), socket.state.as_ref())?;
+        pair(out, key!("options"), &socket.options)?;
+        optional(out, key!("bound_device"), socket.bound_device.as_ref())?;
+        optional(out, key!("netns"), socket.netns.as_ref())?;
+        optional(out, key!("cookie"), socket.cookie.as_ref())?;
+        optional(out, key!("inode"), socket.inode.as_ref())?;
+        flag(out, key!("kernel"), socket.kernel)
+    })
+}
+
+fn address(out: &mut Vec<u8>, key: &[u8], address: Option<&Address>) -> serde_json::Result<()> {
+    match address {
+        Some(Address::Inet {
+            address,
+            port,
+            scope,
+        }) => {
+            out.extend_from_slice(key);
+            object(out, |out| {
+                pair(out, key!("address"), address)?;
+                pair(out, key!("port"), port)?;
+                optional(out, key!("scope"), scope.as_ref())
+            })
+        }
+        address => optional(out, key, address),
     }
 }

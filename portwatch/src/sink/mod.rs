@@ -3,7 +3,8 @@
 //! Rendering is pure: an event goes in, bytes come out. Nothing here opens,
 //! writes or asks for the time.
 
-mod duration;
+mod conflict;
+pub(crate) mod duration;
 pub mod escape;
 pub mod json;
 pub mod text;

@@ -10,11 +10,12 @@ use std::net::IpAddr;
 use jiff::tz::TimeZone;
 use unicode_width::UnicodeWidthStr;
 
+use super::conflict;
 use super::duration::Duration;
 use super::escape::escape;
 use crate::event::{
-    Actor, Address, Bind, Body, End, Event, Family, Listen, Lost, Outcome, Phase, Reason, Release,
-    Result, Socket, Start, Time, Timewait, Transport,
+    Actor, Address, Body, Conflict, End, Event, Family, Lost, Outcome, Phase, Reason, Result,
+    Socket, Start, Time, Timewait, Transport,
 };
 
 /// A column of the table, other than the last.
@@ -71,14 +72,17 @@ pub struct Text {
     zone: TimeZone,
     color: Color,
     widths: [usize; COLUMNS.len()],
+    /// The last second that was shown, and how.
+    second: Option<(i64, String)>,
     line: String,
 }
 
-/// A line of the table.
+/// A line of the table that is being written, cell by cell.
 struct Row<'a> {
-    cells: [Cow<'a, str>; COLUMNS.len()],
-    mark: Mark,
-    place: String,
+    line: &'a mut String,
+    widths: &'a mut [usize; COLUMNS.len()],
+    /// The cell's number, and where it begins.
+    cell: (usize, usize),
 }
 
 impl Text {
@@ -89,6 +93,7 @@ impl Text {
             zone,
             color,
             widths: COLUMNS.map(|column| column.least),
+            second: None,
             line: String::new(),
         }
     }
@@ -110,154 +115,309 @@ impl Text {
     /// Appends the event's line, if it is one of the table: of `start`, `lost` and `end` it appends
     /// nothing, see [`start_lines`], [`lost_line`] and [`end_line`].
     pub fn render(&mut self, event: &Event, out: &mut Vec<u8>) {
-        let time = self.time(event.time);
-        let row = match &event.body {
-            Body::Bind(bind) => bind_row(time, bind),
-            Body::Listen(listen) => listen_row(time, listen),
-            Body::Release(release) => release_row(time, release),
-            Body::Timewait(timewait) => timewait_row(time, timewait),
+        let (socket, actor) = match &event.body {
+            Body::Bind(bind) => (&bind.socket, &bind.process),
+            Body::Listen(listen) => (&listen.socket, &listen.process),
+            Body::Release(release) => (&release.socket, &release.process),
+            Body::Timewait(timewait) => (&timewait.socket, &timewait.process),
             Body::Start(_) | Body::Lost(_) | Body::End(_) => return,
         };
-        self.lay_out(&row);
+        let actor = actor.as_ref();
+        self.line.clear();
+        self.time(event.time);
+        let mut row = Row {
+            line: &mut self.line,
+            widths: &mut self.widths,
+            cell: (0, 0),
+        };
+        row.end_cell();
+        match actor {
+            Some(actor) => {
+                row.put(format_args!("{}", actor.pid));
+                row.end_cell();
+                row.push(&escape(&actor.comm));
+            }
+            None => {
+                row.push(UNKNOWN);
+                row.end_cell();
+                row.push(UNKNOWN);
+            }
+        }
+        row.end_cell();
+        row.push(event.body.name());
+        row.end_cell();
+        row.protocol(socket);
+        row.end_cell();
+        match &socket.local {
+            Some(local) => row.address(local, socket.bound_device.as_deref()),
+            None => row.push(UNKNOWN),
+        }
+        row.end_cell();
+        row.result(&event.body, self.color);
+        row.place(&event.body, actor);
+        self.line.truncate(self.line.trim_end_matches(' ').len());
         out.extend_from_slice(self.line.as_bytes());
         out.push(b'\n');
     }
 
-    fn time(&self, time: Time) -> String {
-        let time = self.zone.to_datetime(time.timestamp());
-        let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-        let millisecond = time.millisecond();
-        format!("{hour:02}:{minute:02}:{second:02}.{millisecond:03}")
+    /// Appends what explains a refusal, below its line: who holds the port, why, what to do. `at`
+    /// is the time of the event.
+    pub fn explain(&self, conflict: &Conflict, at: Time, out: &mut Vec<u8>) {
+        conflict::explain(conflict, at, &self.zone, out);
     }
 
-    fn lay_out(&mut self, row: &Row<'_>) {
-        self.line.clear();
-        let result = COLUMNS.len() - 1;
-        for (number, (cell, column)) in row.cells.iter().zip(&COLUMNS).enumerate() {
-            let width = cell.width();
-            let wanted = &mut self.widths[number];
-            *wanted = (*wanted).max(width.min(column.most));
-            let (on, off) = match (self.color, row.mark) {
-                (Color::On, Mark::Good) if number == result => ("\x1b[32m", "\x1b[0m"),
-                (Color::On, Mark::Bad) if number == result => ("\x1b[1;31m", "\x1b[0m"),
-                _ => ("", ""),
+    fn time(&mut self, time: Time) {
+        let second = time.0.div_euclid(1_000_000_000);
+        if self
+            .second
+            .as_ref()
+            .is_none_or(|(shown, _)| *shown != second)
+        {
+            let time = self.zone.to_datetime(time.timestamp());
+            let (hour, minute, second_of_minute) = (time.hour(), time.minute(), time.second());
+            let shown = format!("{hour:02}:{minute:02}:{second_of_minute:02}");
+            self.second = Some((second, shown));
+        }
+        if let Some((_, shown)) = &self.second {
+            self.line.push_str(shown);
+        }
+        let millisecond = time.0.rem_euclid(1_000_000_000) / 1_000_000;
+        // Writing to a String cannot fail.
+        let _ = write!(self.line, ".{millisecond:03}");
+    }
+}
+
+impl Row<'_> {
+    fn push(&mut self, text: &str) {
+        self.line.push_str(text);
+    }
+
+    fn put(&mut self, text: std::fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.line.write_fmt(text);
+    }
+
+    /// Ends a cell: the column grows with it, or it is padded.
+    fn end_cell(&mut self) {
+        self.end_cell_with("");
+    }
+
+    /// Ends a cell behind which something stands that takes no room.
+    fn end_cell_with(&mut self, code: &str) {
+        let (number, begin) = self.cell;
+        let text = &self.line[begin..];
+        // Controls were escaped, so every ASCII character is one wide.
+        let width = if text.is_ascii() {
+            text.len()
+        } else {
+            text.width()
+        };
+        let wanted = &mut self.widths[number];
+        *wanted = (*wanted).max(width.min(COLUMNS[number].most));
+        self.line.push_str(code);
+        for _ in 0..wanted.saturating_sub(width) + GAP {
+            self.line.push(' ');
+        }
+        self.cell = (number + 1, self.line.len());
+    }
+
+    fn result(&mut self, body: &Body, color: Color) {
+        let outcome = match body {
+            Body::Bind(bind) => Some(&bind.result),
+            Body::Listen(listen) => Some(&listen.result),
+            _ => None,
+        };
+        let (result, mark) = match (body, outcome) {
+            (_, Some(result)) => shown(result),
+            (Body::Timewait(timewait), _) => match timewait.phase {
+                Phase::Enter => ("enter".into(), Mark::Neither),
+                Phase::Exit => ("exit".into(), Mark::Neither),
+            },
+            _ => ("ok".into(), Mark::Good),
+        };
+        let (on, off) = match (color, mark) {
+            (Color::On, Mark::Good) => ("\x1b[32m", "\x1b[0m"),
+            (Color::On, Mark::Bad) => ("\x1b[1;31m", "\x1b[0m"),
+            _ => ("", ""),
+        };
+        self.push(on);
+        self.cell.1 = self.line.len();
+        self.push(&result);
+        self.end_cell_with(off);
+    }
+
+    /// The last column: parts with commas between them.
+    fn place(&mut self, body: &Body, actor: Option<&Actor>) {
+        match body {
+            Body::Bind(bind) => {
+                self.home(actor);
+                if let Some(requested) = &bind.requested {
+                    self.part();
+                    self.asked(requested, bind.socket.local.as_ref());
+                }
+                if bind.socket.kernel {
+                    self.part();
+                    self.push("kernel socket");
+                }
+                if bind.autobind {
+                    self.part();
+                    self.push("no port left");
+                    if let Some(remote) = &bind.socket.remote {
+                        self.push(" to connect to ");
+                        self.address(remote, None);
+                    }
+                }
+            }
+            Body::Release(release) => {
+                self.home(actor);
+                if let Some(held) = release.held_ms {
+                    self.part();
+                    self.put(format_args!("held {}", Duration(held)));
+                }
+                if let Some(binder) = &release.binder {
+                    self.part();
+                    self.put(format_args!(
+                        "bound by {}[{}]",
+                        escape(&binder.comm),
+                        binder.pid
+                    ));
+                }
+            }
+            Body::Timewait(timewait) => self.timewait(timewait),
+            _ => self.home(actor),
+        }
+    }
+
+    /// Begins a part of the last column.
+    fn part(&mut self) {
+        if self.line.len() != self.cell.1 {
+            self.push(", ");
+        }
+    }
+
+    /// The peer stands where other events have the container: two connections differ in nothing else.
+    fn timewait(&mut self, timewait: &Timewait) {
+        if let Some(remote) = &timewait.socket.remote {
+            self.push("→ ");
+            self.address(remote, None);
+        }
+        if let (Phase::Enter, Some(left)) = (timewait.phase, timewait.expires_in_ms) {
+            self.part();
+            self.put(format_args!("frees in {}", Duration(left)));
+        }
+        if let (Phase::Enter, Some(waited)) = (timewait.phase, timewait.fin_wait2_ms) {
+            self.part();
+            self.put(format_args!("after {} in FIN_WAIT2", Duration(waited)));
+        }
+        if timewait.phase == Phase::Exit {
+            let why = timewait.reason.map(reason);
+            let lasted = timewait.lasted_ms.map(Duration);
+            match (why, lasted) {
+                (Some(why), Some(lasted)) => {
+                    self.part();
+                    self.put(format_args!("{why} after {lasted}"));
+                }
+                (Some(why), None) => {
+                    self.part();
+                    self.push(why);
+                }
+                (None, Some(lasted)) => {
+                    self.part();
+                    self.put(format_args!("after {lasted}"));
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    fn protocol(&mut self, socket: &Socket) {
+        let Some(transport) = &socket.transport else {
+            return self.push(UNKNOWN);
+        };
+        let digit = match socket.family {
+            Some(Family::Unix) => return self.push("unix"),
+            Some(Family::Ipv4) => "4",
+            Some(Family::Ipv6) => "6",
+            None => "",
+        };
+        match transport {
+            // The digit must not become part of the number.
+            Transport::Other(_) if !digit.is_empty() => {
+                self.put(format_args!("{transport}/{digit}"));
+            }
+            _ => self.put(format_args!("{transport}{digit}")),
+        }
+    }
+
+    /// An address as `ss` shows it, with the interface that the socket is bound to.
+    fn address(&mut self, address: &Address, device: Option<&str>) {
+        match address {
+            Address::Inet {
+                address,
+                port,
+                scope,
+            } => {
+                match address {
+                    IpAddr::V4(address) => self.put(format_args!("{address}")),
+                    IpAddr::V6(address) => self.put(format_args!("[{address}]")),
+                }
+                // A link-local address belongs to the interface that its socket is bound to: one of
+                // the two is enough.
+                match (device, scope) {
+                    (Some(device), _) => self.put(format_args!("%{}", escape(device))),
+                    (None, Some(scope)) => self.put(format_args!("%{scope}")),
+                    (None, None) => {}
+                }
+                self.put(format_args!(":{port}"));
+            }
+            Address::Path { path } => self.push(&escape(&path.path)),
+            Address::Abstract { name } => self.put(format_args!("@{}", escape(&name.name))),
+            Address::Unnamed { .. } => self.push("any name"),
+        }
+    }
+
+    /// What was asked for, where it is not what the socket got.
+    fn asked(&mut self, requested: &Address, got: Option<&Address>) {
+        let port_only = match (requested, got) {
+            (
+                Address::Inet {
+                    address,
+                    port: 0,
+                    scope,
+                },
+                Some(Address::Inet {
+                    address: got,
+                    scope: got_scope,
+                    ..
+                }),
+            ) => address == got && scope == got_scope,
+            _ => false,
+        };
+        self.push("asked for ");
+        if port_only {
+            self.push("port 0");
+        } else {
+            self.address(requested, None);
+        }
+    }
+
+    /// Where a process belongs: to a container, else to a unit.
+    fn home(&mut self, actor: Option<&Actor>) {
+        let Some(actor) = actor else { return };
+        if let Some(container) = &actor.process.container {
+            let name = match &container.name {
+                Some(name) => escape(name),
+                // As many digits as `docker ps` shows.
+                None => match container.id.char_indices().nth(12) {
+                    Some((end, _)) => escape(&container.id[..end]),
+                    None => escape(&container.id),
+                },
             };
-            let padding = wanted.saturating_sub(width) + GAP;
-            // Writing to a String cannot fail.
-            let _ = write!(self.line, "{on}{cell}{off}{:padding$}", "");
+            self.put(format_args!("{name} ({})", escape(&container.runtime)));
+        } else if let Some(unit) = &actor.process.unit {
+            self.push(&escape(unit));
         }
-        self.line.push_str(&row.place);
-        self.line.truncate(self.line.trim_end_matches(' ').len());
     }
-}
-
-fn row<'a>(
-    time: String,
-    event: &'static str,
-    socket: &Socket,
-    actor: Option<&'a Actor>,
-    (result, mark): (Cow<'a, str>, Mark),
-    place: impl IntoIterator<Item = String>,
-) -> Row<'a> {
-    let (pid, comm) = match actor {
-        Some(actor) => (actor.pid.to_string().into(), escape(&actor.comm)),
-        None => (UNKNOWN.into(), UNKNOWN.into()),
-    };
-    let local = match &socket.local {
-        Some(local) => show(local, socket.bound_device.as_deref()).into(),
-        None => UNKNOWN.into(),
-    };
-    Row {
-        cells: [
-            time.into(),
-            pid,
-            comm,
-            event.into(),
-            protocol(socket),
-            local,
-            result,
-        ],
-        mark,
-        place: place.into_iter().collect::<Vec<_>>().join(", "),
-    }
-}
-
-fn bind_row(time: String, bind: &Bind) -> Row<'_> {
-    let actor = bind.process.as_ref();
-    let asked = bind
-        .requested
-        .as_ref()
-        .map(|requested| asked(requested, bind.socket.local.as_ref()));
-    let autobind = bind.autobind.then(|| match &bind.socket.remote {
-        Some(remote) => format!("no port left to connect to {}", show(remote, None)),
-        None => "no port left to choose from".to_owned(),
-    });
-    let kernel = bind.socket.kernel.then(|| "kernel socket".to_owned());
-    let place = home(actor)
-        .into_iter()
-        .chain(asked)
-        .chain(kernel)
-        .chain(autobind);
-    row(
-        time,
-        "bind",
-        &bind.socket,
-        actor,
-        outcome(&bind.result),
-        place,
-    )
-}
-
-fn listen_row(time: String, listen: &Listen) -> Row<'_> {
-    let actor = listen.process.as_ref();
-    let result = outcome(&listen.result);
-    row(time, "listen", &listen.socket, actor, result, home(actor))
-}
-
-fn release_row(time: String, release: &Release) -> Row<'_> {
-    let actor = release.process.as_ref();
-    let held = release
-        .held_ms
-        .map(|held| format!("held {}", Duration(held)));
-    let binder = release
-        .binder
-        .as_ref()
-        .map(|binder| format!("bound by {}[{}]", escape(&binder.comm), binder.pid));
-    let place = home(actor).into_iter().chain(held).chain(binder);
-    let result = ("ok".into(), Mark::Good);
-    row(time, "release", &release.socket, actor, result, place)
-}
-
-/// The peer stands where other events have the container: two connections differ in nothing else.
-fn timewait_row(time: String, timewait: &Timewait) -> Row<'_> {
-    let peer = timewait
-        .socket
-        .remote
-        .as_ref()
-        .map(|remote| format!("→ {}", show(remote, None)));
-    let (phase, rest) = match timewait.phase {
-        Phase::Enter => {
-            let frees = timewait
-                .expires_in_ms
-                .map(|left| format!("frees in {}", Duration(left)));
-            let waited = timewait
-                .fin_wait2_ms
-                .map(|waited| format!("after {} in FIN_WAIT2", Duration(waited)));
-            ("enter", [frees, waited])
-        }
-        Phase::Exit => {
-            let after = timewait
-                .lasted_ms
-                .map(|lasted| format!("after {}", Duration(lasted)));
-            let how = [timewait.reason.map(reason).map(str::to_owned), after];
-            let how: Vec<_> = how.into_iter().flatten().collect();
-            ("exit", [(!how.is_empty()).then(|| how.join(" ")), None])
-        }
-    };
-    let actor = timewait.process.as_ref();
-    let place = peer.into_iter().chain(rest.into_iter().flatten());
-    let result = (phase.into(), Mark::Neither);
-    row(time, "timewait", &timewait.socket, actor, result, place)
 }
 
 fn reason(reason: Reason) -> &'static str {
@@ -269,102 +429,13 @@ fn reason(reason: Reason) -> &'static str {
     }
 }
 
-fn outcome(result: &Result) -> (Cow<'_, str>, Mark) {
+fn shown(result: &Result) -> (Cow<'_, str>, Mark) {
     match (result.outcome, &result.error, result.errno) {
         (Outcome::Success, ..) => ("ok".into(), Mark::Good),
         (Outcome::Failure, Some(name), _) => (escape(name), Mark::Bad),
         (Outcome::Failure, None, Some(errno)) => (format!("errno {errno}").into(), Mark::Bad),
         (Outcome::Failure, None, None) => ("failed".into(), Mark::Bad),
     }
-}
-
-fn protocol(socket: &Socket) -> Cow<'static, str> {
-    let Some(transport) = &socket.transport else {
-        return UNKNOWN.into();
-    };
-    let digit = match socket.family {
-        Some(Family::Unix) => return "unix".into(),
-        Some(Family::Ipv4) => "4",
-        Some(Family::Ipv6) => "6",
-        None => "",
-    };
-    match transport {
-        Transport::Tcp if digit == "4" => "tcp4".into(),
-        Transport::Tcp if digit == "6" => "tcp6".into(),
-        // The digit must not become part of the number.
-        Transport::Other(_) if !digit.is_empty() => format!("{transport}/{digit}").into(),
-        _ => format!("{transport}{digit}").into(),
-    }
-}
-
-/// An address as `ss` shows it, with the interface that the socket is bound to.
-fn show(address: &Address, device: Option<&str>) -> String {
-    match address {
-        Address::Inet {
-            address,
-            port,
-            scope,
-        } => {
-            // A link-local address belongs to the interface that its socket is bound to: one of
-            // the two is enough.
-            let zone = match (device, scope) {
-                (Some(device), _) => format!("%{}", escape(device)),
-                (None, Some(scope)) => format!("%{scope}"),
-                (None, None) => String::new(),
-            };
-            match address {
-                IpAddr::V4(address) => format!("{address}{zone}:{port}"),
-                IpAddr::V6(address) => format!("[{address}]{zone}:{port}"),
-            }
-        }
-        Address::Path { path } => escape(&path.path).into_owned(),
-        Address::Abstract { name } => format!("@{}", escape(&name.name)),
-        Address::Unnamed { .. } => "any name".to_owned(),
-    }
-}
-
-/// What was asked for, where it is not what the socket got.
-fn asked(requested: &Address, got: Option<&Address>) -> String {
-    let port_only = match (requested, got) {
-        (
-            Address::Inet {
-                address,
-                port: 0,
-                scope,
-            },
-            Some(Address::Inet {
-                address: got,
-                scope: got_scope,
-                ..
-            }),
-        ) => address == got && scope == got_scope,
-        _ => false,
-    };
-    if port_only {
-        "asked for port 0".to_owned()
-    } else {
-        format!("asked for {}", show(requested, None))
-    }
-}
-
-/// Where a process belongs: to a container, else to a unit.
-fn home(actor: Option<&Actor>) -> Option<String> {
-    let process = &actor?.process;
-    if let Some(container) = &process.container {
-        let name = match &container.name {
-            Some(name) => escape(name),
-            // As many digits as `docker ps` shows.
-            None => match container.id.char_indices().nth(12) {
-                Some((end, _)) => escape(&container.id[..end]),
-                None => escape(&container.id),
-            },
-        };
-        return Some(format!("{name} ({})", escape(&container.runtime)));
-    }
-    process
-        .unit
-        .as_deref()
-        .map(|unit| escape(unit).into_owned())
 }
 
 /// What to tell at the start: what traces, and a line for each thing that cannot be seen.

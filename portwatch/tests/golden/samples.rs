@@ -56,7 +56,7 @@ pub fn tcp4(address: [u8; 4], port: u16) -> Socket {
 }
 
 /// An IPv6 TCP socket.
-fn tcp6(address: &str, port: u16, scope: u32) -> Socket {
+pub fn tcp6(address: &str, port: u16, scope: u32) -> Socket {
     let address: std::net::Ipv6Addr = address.parse().unwrap();
     socket(
         Transport::Tcp,
@@ -120,7 +120,7 @@ pub fn runner() -> Process {
     }
 }
 
-fn contained() -> Process {
+pub fn contained() -> Process {
     Process {
         namespace_pid: Some(7),
         container: Some(container(Some("web-1"))),

@@ -79,7 +79,7 @@ mod tests {
         archive.file("/a/b", true, b"hello");
         archive.device("/null", 1, 3);
         let bytes = archive.finish();
-        let zeros = |count| "0".repeat(count * 8);
+        let zeros = |count: usize| "0".repeat(count * 8);
         let expected = [
             "070701",
             "00000001",

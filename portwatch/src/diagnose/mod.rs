@@ -1,0 +1,53 @@
+//! Why a bind or a listen was refused, and what to do about it.
+//!
+//! Pure: no descriptors, no clock, no globals. [`facts`] go in; [`rules`] say
+//! which sockets may have one port, `judge` chooses one of the catalogue's causes,
+//! `words` tells it; out comes the [`Conflict`] of an event. A cause that the facts
+//! do not support is never guessed: it is [`Cause::Unknown`] then.
+
+pub mod facts;
+mod judge;
+pub mod page;
+pub mod rules;
+mod words;
+
+use crate::event::{Cause, Conflict};
+use facts::Facts;
+
+/// The cause of a refusal, with what is told of it.
+///
+/// The holder that the cause is about comes first, whatever order the facts had them in.
+#[must_use]
+pub fn diagnose(facts: &Facts) -> Conflict {
+    let judgement = judge::judge(facts);
+    let (summary, advice) = words::Words {
+        facts,
+        judgement: &judgement,
+    }
+    .sentences();
+    let decided = |held: &facts::Held| {
+        judgement
+            .held
+            .is_some_and(|decider| std::ptr::eq(decider, held))
+    };
+    let (first, others): (Vec<_>, Vec<_>) = facts.holders.iter().partition(|held| decided(held));
+    let holders: Vec<_> = match judgement.cause {
+        // What was found does not explain it: a wrong holder is worse than none.
+        Cause::Unknown if judgement.held.is_none() => Vec::new(),
+        _ => first
+            .into_iter()
+            .chain(others)
+            .map(|held| held.holder.clone())
+            .collect(),
+    };
+    Conflict {
+        cause: judgement.cause,
+        summary,
+        advice,
+        evidence: facts.evidence.filter(|_| !holders.is_empty()),
+        holders,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! From facts to causes and their words.
+
+mod fixture;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::tz::TimeZone;
+use portwatch_common::record::option::{REUSEADDR, REUSEPORT};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use self::fixture::*;
+use self::table::table_of_causes;
+use super::diagnose;
+use super::facts::{Call, Facts, Sysctls};
+use crate::event::{
+    Cause, Conflict, Container, Evidence, Holder, Process, Socket, State, Transport,
+};
+use crate::sink::text::{Color, Text};
+
+#[test]
+fn every_cause_by_its_facts() {
+    let mut seen = BTreeSet::new();
+    for (cause, facts, other, others_facts) in table_of_causes() {
+        assert_eq!(diagnose(&facts).cause, cause, "{facts:#?}");
+        assert_eq!(
+            diagnose(&others_facts).cause,
+            other,
+            "not {cause:?}: {others_facts:#?}"
+        );
+        assert!(seen.insert(cause), "{cause:?} twice");
+        assert_ne!(cause, other);
+    }
+    assert_eq!(seen.len(), Cause::ALL.len());
+}
+
+/// What stands below the refusal's line, for each cause.
+#[test]
+fn the_text_of_every_cause() {
+    let table = Text::new(TimeZone::UTC, Color::Off);
+    let mut text = Vec::new();
+    for (_, facts, _, _) in table_of_causes() {
+        table.explain(&diagnose(&facts), NOW, &mut text);
+        text.push(b'\n');
+    }
+    insta::assert_snapshot!(String::from_utf8(text).unwrap());
+}
+
+/// Facts of the table with some of them exchanged, left out, or another's.
+fn mixed() -> impl Strategy<Value = Facts> {
+    let facts = || {
+        let all: Vec<_> = table_of_causes()
+            .into_iter()
+            .flat_map(|(_, facts, _, others_facts)| [facts, others_facts])
+            .collect();
+        select(all)
+    };
+    let errno = select(vec![
+        libc::EADDRINUSE,
+        libc::EADDRINUSE,
+        libc::EADDRINUSE,
+        libc::EACCES,
+        libc::EPERM,
+        libc::EINVAL,
+        libc::EADDRNOTAVAIL,
+    ]);
+    let evidence = select(vec![
+        None,
+        Some(Evidence::Locked),
+        Some(Evidence::Walked),
+        Some(Evidence::Userspace),
+    ]);
+    let call = select(vec![Call::Bind, Call::Listen]);
+    let uid = select(vec![None, Some(0), Some(1000)]);
+    (
+        facts(),
+        facts(),
+        facts(),
+        errno,
+        evidence,
+        call,
+        uid,
+        any::<bool>(),
+    )
+        .prop_map(
+            |(base, other, third, errno, evidence, call, uid, bare)| Facts {
+                errno,
+                evidence,
+                call,
+                uid,
+                holders: [base.holders.clone(), other.holders, third.holders.clone()].concat(),
+                sysctls: if bare {
+                    Sysctls::default()
+                } else {
+                    third.sysctls
+                },
+                job: other.job,
+                probe: third.probe,
+                process: if bare { None } else { base.process.clone() },
+                ..base
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn no_advice_misleads(facts in mixed()) {
+        let conflict = diagnose(&facts);
+        prop_assert!(!conflict.advice.contains("kill -9"), "{conflict:?}");
+        prop_assert!(!conflict.advice.contains("SIGKILL"), "{conflict:?}");
+        if conflict.cause == Cause::TimeWaitNoReuse {
+            prop_assert!(!conflict.advice.contains("SO_REUSEADDR"), "{conflict:?}");
+        }
+        for text in [&conflict.summary, &conflict.advice] {
+            prop_assert!(!text.is_empty() && !text.ends_with('.') && !text.contains('\n'));
+        }
+        prop_assert_eq!(conflict.evidence.is_some(), evidence_is_told(&facts, &conflict));
+        // A socket that is told of was among the facts, once as often.
+        for holder in &conflict.holders {
+            let count = |all: &mut dyn Iterator<Item = &Holder>| all.filter(|h| *h == holder).count();
+            let told = count(&mut conflict.holders.iter());
+            prop_assert_eq!(told, count(&mut facts.holders.iter().map(|held| &held.holder)));
+        }
+    }
+}
+
+fn evidence_is_told(facts: &Facts, conflict: &Conflict) -> bool {
+    facts.evidence.is_some() && !conflict.holders.is_empty()
+}
+
+/// A closed connection's socket that had SO_REUSEPORT lets one with it in, of whatever user.
+#[test]
+fn reuseport_of_a_dead_socket_is_advised() {
+    let conflict = diagnose(&time_wait(REUSEPORT));
+    assert_eq!(conflict.cause, Cause::TimeWaitNoReuse);
+    assert_eq!(
+        conflict.advice,
+        "set SO_REUSEPORT on the new socket before bind, as the closed one had it, or wait 41.2 s"
+    );
+}
+
+#[test]
+fn reserved_ports_are_added_to() {
+    let facts = but(connection(State::SynSent, 45_000), |facts| {
+        facts.sysctls.local_reserved_ports = Some("8080,9000-9005\n".into());
+    });
+    let advice = diagnose(&facts).advice;
+    let expected =
+        "sysctl -w net.ipv4.ip_local_reserved_ports=8080,9000-9005,45000 (now 8080,9000-9005)";
+    assert!(advice.ends_with(expected), "{advice}");
+}
+
+/// The longest of the waits is the one that counts.
+#[test]
+fn many_timewaits_free_the_port_together() {
+    let facts = but(time_wait(REUSEADDR), |facts| {
+        let mut later = facts.holders[0].clone();
+        later.holder.expires_in_ms = Some(59_000);
+        facts.holders.push(later);
+    });
+    let conflict = diagnose(&facts);
+    assert!(conflict.summary.starts_with("2 closed connections wait on"));
+    assert!(
+        conflict.advice.ends_with("or wait 59 s"),
+        "{}",
+        conflict.advice
+    );
+}
+
+/// The kernel met a closed connection first, but a listener is there too: to wait would be in vain.
+#[test]
+fn what_is_hardest_to_get_around_is_told() {
+    let at = "0.0.0.0:3000";
+    let mut facts = time_wait(REUSEADDR);
+    facts.holders.push(time_wait(0).holders.remove(0));
+    assert_eq!(diagnose(&facts).cause, Cause::TimeWaitNoReuse);
+    facts
+        .holders
+        .push(connection(State::CloseWait, 3000).holders.remove(0));
+    assert_eq!(diagnose(&facts).cause, Cause::LingeringConnection);
+    facts.holders.push(held(State::Listen, tcp(at)));
+    let conflict = diagnose(&facts);
+    assert_eq!(conflict.cause, Cause::Listener);
+    let states: Vec<_> = conflict
+        .holders
+        .iter()
+        .map(|h| h.socket.socket.state)
+        .collect();
+    use State::{CloseWait, Listen, TimeWait};
+    assert_eq!(states, [Listen, TimeWait, TimeWait, CloseWait].map(Some));
+}
+
+/// The kernel's own word counts, even where the rules would have said otherwise.
+#[test]
+fn what_was_found_under_the_lock_is_believed() {
+    let other = held(State::Listen, tcp("10.0.0.5:3000"));
+    let facts = refused(tcp("127.0.0.1:3000"), vec![other]);
+    assert_eq!(diagnose(&facts).cause, Cause::Listener);
+}
+
+#[test]
+fn a_client_of_udp_has_an_ephemeral_port_and_a_server_has_not() {
+    for (port, cause) in [(45_000, Cause::EphemeralCollision), (3000, Cause::Listener)] {
+        let udp = Socket {
+            transport: Some(Transport::Udp),
+            ..tcp(&format!("127.0.0.1:{port}"))
+        };
+        let client = held(State::Established, to("127.0.0.53:53", udp.clone()));
+        assert_eq!(diagnose(&refused(udp, vec![client])).cause, cause);
+    }
+}
+
+/// Below 1024, but nobody knows whether the process had the capability.
+#[test]
+fn a_capability_that_is_not_known_is_not_missed() {
+    let facts = failed(libc::EACCES, tcp("0.0.0.0:80"));
+    assert_eq!(diagnose(&facts).cause, Cause::Unknown);
+    let high = failed(libc::EACCES, tcp("0.0.0.0:8080"));
+    assert_eq!(diagnose(&high).cause, Cause::SecurityPolicy);
+}
+
+/// What stands in the way comes first; what does not is told after it.
+#[test]
+fn the_holder_that_decided_comes_first() {
+    let other = held(State::Listen, tcp("10.0.0.5:3000"));
+    let decider = held(State::Listen, tcp("127.0.0.1:3000"));
+    let mut facts = refused(tcp("127.0.0.1:3000"), vec![other.clone(), decider.clone()]);
+    facts.evidence = Some(Evidence::Walked);
+    let conflict = diagnose(&facts);
+    assert_eq!(conflict.cause, Cause::Listener);
+    assert_eq!(conflict.holders, [decider.holder, other.holder.clone()]);
+    assert_eq!(conflict.evidence, Some(Evidence::Walked));
+    // A wrong holder is worse than none.
+    facts.holders = vec![other];
+    let conflict = diagnose(&facts);
+    assert_eq!(conflict.cause, Cause::Unknown);
+    assert_eq!((conflict.holders, conflict.evidence), (Vec::new(), None));
+}
+
+/// A name that a shell would act on is not put into a command.
+#[test]
+fn hostile_names_make_no_commands() {
+    let facts = but(listener(), |facts| {
+        let hostile = Container {
+            name: Some("x; rm -rf ~".into()),
+            image: None,
+            labels: BTreeMap::new(),
+            ..container()
+        };
+        let process = Process {
+            container: Some(hostile),
+            ..Process::default()
+        };
+        first(facts).holder.processes = vec![actor(3998, "node", process)];
+    });
+    assert_eq!(
+        diagnose(&facts).advice,
+        "stop container x; rm -rf ~ (docker stop 3f4e8a1b2c5d), or use another port"
+    );
+}
