@@ -97,7 +97,7 @@ fn wanted(socket: &Socket) -> bool {
 
 /// Jiffies until a timewait socket's timer expires.
 #[inline(always)]
-fn expires_in(tw: Address) -> u64 {
+pub fn expires_in(tw: Address) -> u64 {
     let timer = tw.wrapping_add(u64::from(layout::TW_TIMER.load()));
     let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
     // SAFETY: the helper has no preconditions.

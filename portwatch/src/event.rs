@@ -247,6 +247,9 @@ pub struct Bind {
     /// Nobody called bind(2): connect(2), sendto(2) or the like needed a port, and there was none.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub autobind: bool,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Box<Conflict>>,
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Actor>,
@@ -262,6 +265,9 @@ pub struct Listen {
     pub socket: Socket,
     /// The backlog asked for.
     pub backlog: i32,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Box<Conflict>>,
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Actor>,

@@ -91,6 +91,19 @@ impl Default for Processes {
     }
 }
 
+/// Whether a process that still lives may bind low ports: it has CAP_NET_BIND_SERVICE (effective,
+/// number 10 in include/uapi/linux/capability.h). That this counts in the user namespace of its
+/// network is not looked at, but for lacking it.
+pub fn may_bind_low(proc: &Path, key: Key) -> Option<bool> {
+    const CAP_NET_BIND_SERVICE: u32 = 10;
+    let pid = i32::try_from(key.tgid).ok()?;
+    let process = procfs::process::Process::new_with_root(proc.join(pid.to_string())).ok()?;
+    let status = process.status().ok()?;
+    let may = status.capeff >> CAP_NET_BIND_SERVICE & 1 == 1;
+    // One that has it and was refused all the same lacks it in another user namespace.
+    (!may).then_some(false)
+}
+
 impl Processes {
     /// A process has said who it is. Returns a process that had to be forgotten for it, of which
     /// the kernel side must be told.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use nix::sched::{CloneFlags, unshare};
-use portwatch_common::record::{cancel, kind};
+use portwatch_common::record::{cancel, evidence, kind};
 
 use super::decode::Record;
 use super::hook::Part;
@@ -152,6 +152,7 @@ fn is_own(record: &Record, own: u32, netns: u32) -> bool {
             timewait.socket.netns == netns || timewait.header.kind == kind::TIMEWAIT_REUSE
         }
         Record::Process(process) => process.task.tgid == own,
+        Record::Holder(holder) => holder.socket.netns == netns,
         Record::Fork(fork) => fork.parent_tgid == own,
         Record::Gone(gone) => gone.tgid == own,
     }
@@ -205,6 +206,24 @@ fn expected(side: &KernelSide, ports: &Ports) -> Vec<(Proof, IsIt)> {
                 if process.args.as_ref().is_some_and(|args| !args.is_empty()) && process.exe.is_some())
         }),
     );
+    let met = side.has(&[
+        "fexit_inet_rcv_saddr_equal",
+        "kretprobe_inet_rcv_saddr_equal",
+    ]);
+    for (name, part, wanted, attached) in [
+        ("holder met", Part::Conflict, evidence::LOCKED, met),
+        ("holder walked to", Part::Bind, evidence::WALKED, true),
+    ] {
+        expect(
+            attached,
+            part,
+            name,
+            Box::new(move |record| {
+                matches!(record, Record::Holder(holder)
+                    if holder.evidence == wanted && holder.socket.local_port == tcp)
+            }),
+        );
+    }
     expect(
         side.has(&["tcp_destroy_sock"]),
         Part::Release,

@@ -51,6 +51,10 @@ impl Settings {
             ("NR_IGNORE", calls.ignore),
             ("BIND_TAKES_SK", first(&hook::INET_BIND)),
             ("LISTEN_TAKES_SK", first(&hook::INET_LISTEN)),
+            (
+                "BIND_CONFLICT",
+                u32::from(btf.function("inet_bind_conflict").is_some()),
+            ),
             ("HASHDANCE_SCHEDULES", first(&hook::HASHDANCE)),
             ("FLAG_FREEBIND", bit("INET_FLAGS_FREEBIND")),
             ("FLAG_TRANSPARENT", bit("INET_FLAGS_TRANSPARENT")),

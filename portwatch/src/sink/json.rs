@@ -86,12 +86,14 @@ impl Json {
                 socket(out, &bind.socket)?;
                 optional(out, key!("requested"), bind.requested.as_ref())?;
                 flag(out, key!("autobind"), bind.autobind)?;
+                optional(out, key!("conflict"), bind.conflict.as_ref())?;
                 self.actor(out, key!("process"), bind.process.as_ref())
             }
             Body::Listen(listen) => {
                 result(out, &listen.result)?;
                 socket(out, &listen.socket)?;
                 pair(out, key!("backlog"), &listen.backlog)?;
+                optional(out, key!("conflict"), listen.conflict.as_ref())?;
                 self.actor(out, key!("process"), listen.process.as_ref())
             }
             Body::Release(release) => {

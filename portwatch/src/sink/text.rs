@@ -14,8 +14,8 @@ use super::conflict;
 use super::duration::Duration;
 use super::escape::escape;
 use crate::event::{
-    Actor, Address, Body, Conflict, End, Event, Family, Lost, Outcome, Phase, Reason, Result,
-    Socket, Start, Time, Timewait, Transport,
+    Actor, Address, Body, End, Event, Family, Lost, Outcome, Phase, Reason, Result, Socket, Start,
+    Time, Timewait, Transport,
 };
 
 /// A column of the table, other than the last.
@@ -158,12 +158,14 @@ impl Text {
         self.line.truncate(self.line.trim_end_matches(' ').len());
         out.extend_from_slice(self.line.as_bytes());
         out.push(b'\n');
-    }
-
-    /// Appends what explains a refusal, below its line: who holds the port, why, what to do. `at`
-    /// is the time of the event.
-    pub fn explain(&self, conflict: &Conflict, at: Time, out: &mut Vec<u8>) {
-        conflict::explain(conflict, at, &self.zone, out);
+        let conflict = match &event.body {
+            Body::Bind(bind) => bind.conflict.as_ref(),
+            Body::Listen(listen) => listen.conflict.as_ref(),
+            _ => None,
+        };
+        if let Some(conflict) = conflict {
+            conflict::explain(conflict, event.time, &self.zone, out);
+        }
     }
 
     fn time(&mut self, time: Time) {
