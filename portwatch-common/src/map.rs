@@ -169,6 +169,8 @@ pub mod lost {
 pub const CALLS_CAPACITY: u32 = 8_192;
 /// Capacity of the maps `CONFLICTS` and `PAIRS`.
 pub const CONFLICTS_CAPACITY: u32 = 2_048;
+/// Capacity of the map `CONNECTORS`.
+pub const CONNECTORS_CAPACITY: u32 = 16_384;
 /// Capacity of the map `AUTOBINDING`.
 pub const AUTOBINDING_CAPACITY: u32 = 4_096;
 /// Capacity of the map `ENDING`.

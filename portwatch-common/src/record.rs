@@ -332,7 +332,7 @@ plain! {
         pub evidence: u32,
         /// The socket that has the port.
         pub socket: Socket,
-        /// Who bound it, if that was seen; else [`task_flag::UNKNOWN`].
+        /// Who bound it, or connected it without a bind, if that was seen; else [`task_flag::UNKNOWN`].
         pub binder: Task,
         /// When it was bound (CLOCK_MONOTONIC, ns); 0 if that was not seen.
         pub bound_at: u64,
@@ -340,8 +340,8 @@ plain! {
         pub expires_in: u64,
         /// `sk_uid`, as seen from the initial user namespace; a timewait socket has none.
         pub uid: u32,
-        /// Of no meaning; fills the struct up.
-        pub reserved: u32,
+        /// 1 if it was seen getting its port by connect(2), else 0.
+        pub autobound: u32,
     }
 
     /// One ancestor of a process.

@@ -12,7 +12,7 @@ use portwatch_common::map::call as calls;
 use portwatch_common::record::{Holder, evidence, kind, socket_flag, task_flag};
 
 use crate::layout::{self, Address, read, read_at, zero, zeroed};
-use crate::maps::{BOUND, CONFLICTS};
+use crate::maps::{BOUND, CONFLICTS, CONNECTORS};
 use crate::sock::{self, IPPROTO_TCP};
 use crate::timewait;
 use crate::{call, emit};
@@ -48,8 +48,8 @@ pub fn met(sk: Address, sk2: Address) {
 /// For UDP, and up to 6.0 for TCP, that is the last thing which the check looks at.
 #[inline(always)]
 pub fn compared(sk: Address, sk2: Address) {
-    let decides = layout::BIND_CONFLICT.load() == 0
-        || read::<u16>(sk, &layout::SOCK_PROTOCOL) != IPPROTO_TCP;
+    let decides =
+        layout::BIND_CONFLICT.load() == 0 || read::<u16>(sk, &layout::SOCK_PROTOCOL) != IPPROTO_TCP;
     if decides {
         met(sk, sk2);
     }
@@ -90,6 +90,12 @@ fn describe(sk: Address, holder: &mut Holder) {
             emit::put(&raw mut holder.binder, &(*bound).binder);
             holder.bound_at = (*bound).bound_at;
         }
+    } else if let Some(connector) = CONNECTORS.get_ptr(sk)
+        && holder.socket.remote_port != 0
+    {
+        // SAFETY: as above.
+        unsafe { emit::put(&raw mut holder.binder, &*connector) };
+        holder.autobound = 1;
     }
 }
 
@@ -163,8 +169,7 @@ fn walk_tcp(newcomer: Address, port: u16) {
     let mix: u32 = read(net, &layout::NET_HASH_MIX);
     let slot = u32::from(port).wrapping_add(mix) & size.wrapping_sub(1);
     let buckets: Address = read(table, &layout::HASHINFO_BHASH);
-    let bucket =
-        buckets.wrapping_add(u64::from(slot) * u64::from(layout::BHASH_BUCKET.load()));
+    let bucket = buckets.wrapping_add(u64::from(slot) * u64::from(layout::BHASH_BUCKET.load()));
     let mut chain: Address = read(bucket, &layout::BHASH_CHAIN);
     let mut by_address: Address = 0;
     let mut owner: Address = 0;

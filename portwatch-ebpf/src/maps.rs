@@ -5,10 +5,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use portwatch_common::map::{
-    AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY, CONFLICTS_CAPACITY,
-    CONNECTING_CAPACITY, Call, Cancelled, ENDING_CAPACITY, Endpoints, FILTER_CAPACITY,
-    IDENTIFIED_CAPACITY, PORT_WORDS, Pair, Peer, QUERIES_CAPACITY, WANTED_CAPACITY,
-    control, lost,
+    AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY,
+    CONFLICTS_CAPACITY, CONNECTING_CAPACITY, CONNECTORS_CAPACITY, Call, Cancelled, ENDING_CAPACITY,
+    Endpoints, FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Pair, Peer, QUERIES_CAPACITY,
+    WANTED_CAPACITY, control, lost,
 };
 use portwatch_common::record::{Holder, Task};
 
@@ -32,8 +32,7 @@ pub static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(CALLS_CAP
 
 /// The socket that the check for a thread's bind or listen ran into last, by `bpf_get_current_pid_tgid`.
 #[map]
-pub static CONFLICTS: LruHashMap<u64, Holder> =
-    LruHashMap::with_max_entries(CONFLICTS_CAPACITY, 0);
+pub static CONFLICTS: LruHashMap<u64, Holder> = LruHashMap::with_max_entries(CONFLICTS_CAPACITY, 0);
 
 /// The two sockets that a thread compares, by `bpf_get_current_pid_tgid`, for the kretprobe.
 #[map]
@@ -63,6 +62,11 @@ pub static BOUND: HashMap<u64, Bound> = HashMap::with_max_entries(BOUND_CAPACITY
 /// made later, mostly in a softirq on top of a stranger.
 #[map]
 pub static CLOSERS: LruHashMap<Endpoints, Task> = LruHashMap::with_max_entries(CLOSERS_CAPACITY, 0);
+
+/// Who connected a socket that had no port, by the address of its `struct sock`. Apart from the bound
+/// ones: connections churn.
+#[map]
+pub static CONNECTORS: LruHashMap<u64, Task> = LruHashMap::with_max_entries(CONNECTORS_CAPACITY, 0);
 
 /// The peer of a thread's connect(2), by `bpf_get_current_pid_tgid`.
 #[map]

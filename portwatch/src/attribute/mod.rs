@@ -15,7 +15,7 @@ use self::order::Order;
 use self::process::{Found, Key, Processes};
 use self::timewait::{Change, Timewaits};
 use crate::diagnose;
-use crate::diagnose::facts::{Call, Facts, Held, KernelSocket};
+use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Origin};
 use crate::event::{
     AbstractText, Actor, Address, Bind, Body, Conflict, Event, Family, HeldSocket, Holder, Listen,
     Lost, Options, Outcome, Ownership, PathText, Phase, Release, Result, Socket, State, Timewait,
@@ -357,7 +357,11 @@ impl Attribution {
         if record.socket.flags & socket_flag::KERNEL != 0 {
             held.kernel = Some(KernelSocket::default());
         }
-        held.binder = binder;
+        if record.autobound != 0 {
+            held.origin = Some(Origin::Autobound);
+        } else {
+            held.binder = binder;
+        }
         held
     }
 
