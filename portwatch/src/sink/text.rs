@@ -14,8 +14,8 @@ use super::conflict;
 use super::duration::Duration;
 use super::escape::escape;
 use crate::event::{
-    Actor, Address, Body, End, Event, Family, Lost, Outcome, Phase, Reason, Result, Socket, Start,
-    Time, Timewait, Transport,
+    Actor, Address, Body, Conflict, End, Event, Family, Lost, Outcome, Phase, Reason, Result,
+    Socket, Start, Time, Timewait, Transport,
 };
 
 /// A column of the table, other than the last.
@@ -164,8 +164,14 @@ impl Text {
             _ => None,
         };
         if let Some(conflict) = conflict {
-            conflict::explain(conflict, event.time, &self.zone, out);
+            self.explain(conflict, event.time, out);
         }
+    }
+
+    /// Appends what explains a refusal, below its line: who holds the port, why, what to do. `at`
+    /// is the time of the event.
+    pub fn explain(&self, conflict: &Conflict, at: Time, out: &mut Vec<u8>) {
+        conflict::explain(conflict, at, &self.zone, out);
     }
 
     fn time(&mut self, time: Time) {
