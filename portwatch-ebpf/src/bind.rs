@@ -84,7 +84,7 @@ pub fn inet_left(sk: Address, sockaddr: Address, length: u32, result: i32) {
             read_requested::<true>(sockaddr, length, &mut call.requested);
         }
         if result == conflict::EADDRINUSE {
-            conflict::tell(sk, tried(call));
+            conflict::tell(call::number_of(call), tried(call));
         }
         returned(Some(sock::opened(sk)), 0, length, Some(call), result);
     }

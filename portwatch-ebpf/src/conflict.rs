@@ -101,19 +101,31 @@ fn describe(sk: Address, holder: &mut Holder) {
 
 /// A bind or listen of the current thread to this port came back with EADDRINUSE: tells who has it,
 /// before that itself is told.
+///
+/// A global function, which the verifier goes through once for every program and not, as it does with
+/// others, for every path that leads to it. Such a one takes and gives only numbers.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn tell(sk: Address, port: u16) {
+pub extern "C" fn tell_holders(sk: Address, port: u32) -> i32 {
+    let port = port as u16;
     if matches!(call::current(), Some(call) if call.met != 0) {
         tell_kept();
     }
     if port == 0 {
-        return;
+        return 0;
     }
     match read::<u16>(sk, &layout::SOCK_PROTOCOL) {
         IPPROTO_TCP | IPPROTO_MPTCP => walk_tcp(sk, port),
         IPPROTO_UDP | IPPROTO_UDPLITE => walk_udp(sk, port),
         _ => {}
     }
+    0
+}
+
+/// The same, from wherever a port is at hand.
+#[inline(always)]
+pub fn tell(sk: Address, port: u16) {
+    tell_holders(sk, u32::from(port));
 }
 
 #[inline(always)]
@@ -134,10 +146,12 @@ fn tell_kept() {
     emit::submit(entry);
 }
 
+/// A global function: see [`tell_holders`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn tell_walked(sk: Address) {
+extern "C" fn tell_walked(sk: Address) -> i32 {
     let Some(mut entry) = emit::reserve::<Holder>(kind::HOLDER) else {
-        return;
+        return 0;
     };
     let holder = entry.as_mut_ptr();
     zero(holder);
@@ -149,6 +163,7 @@ fn tell_walked(sk: Address) {
         (*holder).evidence = evidence::WALKED;
     }
     emit::submit(entry);
+    0
 }
 
 /// Steps of a walk at most.

@@ -20,8 +20,8 @@ pub fn inet_entered(sk: Address, backlog: i32) {
 /// `inet_listen` is about to return. Within listen(2) its own return is told.
 #[inline(always)]
 pub fn inet_left(sk: Address, backlog: i32, result: i32) {
-    if call::outside(sk).is_some() {
-        refused(Some(sock::opened(sk)), result);
+    if let Some(call) = call::outside(sk) {
+        refused(Some(sock::opened(call::number_of(call))), result);
         returned(Some(sock::opened(sk)), backlog, sock::owner(sk), result);
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use portwatch_common::record::{cancel, evidence, kind};
 
@@ -356,7 +357,14 @@ fn connect_from(local: SocketAddr, remote: SocketAddr) -> anyhow::Result<TcpStre
         None,
     )?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(local))?;
+    // The former socket may still wait for the last acknowledgement, out of a softirq.
+    let begin = Instant::now();
+    while let Err(error) = bind(socket.as_raw_fd(), &SockaddrIn::from(local)) {
+        if error != Errno::EADDRINUSE || begin.elapsed() > PATIENCE {
+            return Err(error.into());
+        }
+        thread::yield_now();
+    }
     connect(socket.as_raw_fd(), &SockaddrIn::from(remote))?;
     Ok(socket.into())
 }

@@ -231,6 +231,8 @@ impl KernelSide {
         for hook in hooks {
             let attached = match self.target(hook) {
                 Some(target) => attach::hook(&mut self.ebpf(), *hook, target, &btf),
+                // There is nothing that it could miss.
+                None if hook.optional => continue,
                 None => Err(AttachError::Absent(
                     "this kernel has no such function".to_owned(),
                 )),
