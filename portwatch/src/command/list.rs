@@ -79,7 +79,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             Scope::All => Columns::All,
             Scope::Bound => Columns::Bound,
         };
-        let host = netns::of(Path::new("/proc"), "1");
+        let host = netns::host();
         let timewaits = timewaits(&sockets.sockets);
         let counts = timewaits.into_iter().map(|(port, sum)| (port, sum.count));
         out = list::render(
@@ -97,7 +97,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
 /// within each by port.
 fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
     let mut actors = Actors::default();
-    let host = netns::of(Path::new("/proc"), "1");
+    let host = netns::host();
     let mut rows = Vec::new();
     let mut keep = |row: Body| {
         if filter.passes(&row) {

@@ -85,6 +85,12 @@ pub fn own() -> Option<u32> {
     of(Path::new("/proc"), "thread-self")
 }
 
+/// The one that is called the host's: that of pid 1, or where that may not be looked at, the own.
+#[must_use]
+pub fn host() -> Option<u32> {
+    of(Path::new("/proc"), "1").or_else(own)
+}
+
 /// Takes the calling thread into a namespace, for good.
 ///
 /// # Errors

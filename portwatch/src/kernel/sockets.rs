@@ -9,20 +9,18 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use portwatch_common::record::{SnapshotEntry, Socket, Task};
+use portwatch_common::record::{SnapshotEntry, Socket, Task, kind};
 use procfs::process::{FDTarget, Process};
 use zerocopy::FromZeros as _;
 
-use super::hook::Part;
 use super::netns::{self, Namespace};
-use super::side::{Choice, KernelSide, describe};
+use super::side::describe;
 use super::sock_diag::{self, Told, states};
+use super::{decode, iterator};
 
 const TCP_TIME_WAIT: u8 = 6;
 /// IPPROTO_MPTCP, include/uapi/linux/in.h.
 const MPTCP: u16 = 262;
-/// The ring buffer is not used here.
-const LEAST_BUFFER: u32 = 64 << 10;
 /// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
 const TICK: u64 = 10_000_000;
 
@@ -86,6 +84,12 @@ pub fn all(scope: Scope) -> Sockets {
         (looking.join().unwrap_or_default(), iterated)
     });
     (sockets.namespaces, sockets.missing) = looked;
+    if !is_initial(Path::new("/proc/self/ns/pid")) {
+        sockets.missing.push(
+            "processes outside of this pid namespace: what they have seems to be nobody's"
+                .to_owned(),
+        );
+    }
     match iterated {
         Ok(entries) => {
             sockets.take_entries(&entries);
@@ -103,15 +107,15 @@ pub fn all(scope: Scope) -> Sockets {
     sockets
 }
 
+/// Whether a link leads to the initial pid namespace: `PROC_PID_INIT_INO` of
+/// include/linux/proc_ns.h (`nsfs.h` from 6.18), the same in all versions.
+fn is_initial(link: &Path) -> bool {
+    std::fs::read_link(link).is_ok_and(|target| target == Path::new("pid:[4026531836]"))
+}
+
 fn iterate() -> Result<Vec<SnapshotEntry>, String> {
-    let choice = Choice {
-        backend: None,
-        parts: vec![Part::Snapshot],
-        buffer: LEAST_BUFFER,
-    };
-    let side =
-        KernelSide::load(&choice).map_err(|error| format!("{}: {}", error.what, error.why))?;
-    side.snapshot().map_err(|error| format!("{error:#}"))
+    let bytes = iterator::read("task_file", "task_file").map_err(|error| format!("{error:#}"))?;
+    decode::all(&bytes, kind::SNAPSHOT).map_err(|error| error.to_string())
 }
 
 /// From within each namespace, in the calling thread.
