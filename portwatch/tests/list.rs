@@ -76,7 +76,16 @@ fn text(bodies: &[Body], columns: Columns) -> String {
 
 #[test]
 fn ports() {
-    insta::assert_snapshot!(text(&bodies(), Columns::Bound), @"");
+    insta::assert_snapshot!(text(&bodies(), Columns::Bound), @r"
+    PROTO  LOCAL               STATE      OPTIONS              TIMEWAIT  NETNS                      PROCESS                                     WHERE
+    tcp6   [::]:443            listen     reuseaddr,v6only     -         host                       nginx[812], \x1b[2J\u{202e}a\r\n\t\\b[813]  web-1 (docker)
+    tcp    *:3000              time-wait  -                    12        host                       -                                           the last frees in 59 s
+    udp6   [::]:5353           bound      reuseaddr,reuseport  -         host                       worker[1], worker[2], worker[3] +2
+    tcp4   10.0.0.5%eth0:8080  bound      -                    3         host                       java[77]                                    ci-runner.service, bound-not-listening
+    tcp6   [::1]:6379          listen     -                    -         4026532201                 -                                           no process
+    tcp6   [::1]:6379          listen     -                    -         \x1b[2J\u{202e}a\r\n\t\\b  -                                           no process
+    tcp    2 ports             time-wait  -                    3         host                       -                                           ephemeral, the last frees in 2 s
+    ");
 }
 
 #[test]
@@ -85,7 +94,11 @@ fn connections() {
         sample("socket of two processes"),
         sample("socket in TIME_WAIT"),
     ];
-    insta::assert_snapshot!(text(&bodies, Columns::All), @"");
+    insta::assert_snapshot!(text(&bodies, Columns::All), @r"
+    PROTO  LOCAL            PEER            STATE      OPTIONS           NETNS  PROCESS                                     WHERE
+    tcp6   [::]:443         -               listen     reuseaddr,v6only  host   nginx[812], \x1b[2J\u{202e}a\r\n\t\\b[813]  web-1 (docker)
+    tcp4   127.0.0.1:40000  127.0.0.1:5432  time-wait  -                 blue   -                                           frees in 42 s
+    ");
 }
 
 #[test]

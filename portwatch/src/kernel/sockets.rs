@@ -19,6 +19,7 @@ use super::sock_diag::{self, Told, states};
 use super::{decode, iterator};
 
 const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: u8 = 7;
 /// IPPROTO_MPTCP, include/uapi/linux/in.h.
 const MPTCP: u16 = 262;
 /// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
@@ -73,13 +74,35 @@ pub enum Scope {
     All,
 }
 
+/// The states asked for of each protocol: bits of [`states`].
+#[derive(Clone, Copy)]
+struct States {
+    tcp: u32,
+    udp: u32,
+}
+
+impl Scope {
+    fn states(self) -> States {
+        match self {
+            Self::All => States {
+                tcp: states::ALL,
+                udp: states::ALL,
+            },
+            Self::Bound => States {
+                tcp: states::LISTEN | states::TIME_WAIT | states::BOUND_INACTIVE,
+                udp: states::CLOSE,
+            },
+        }
+    }
+}
+
 /// Looks at this host.
 #[must_use]
 pub fn all(scope: Scope) -> Sockets {
     let mut sockets = Sockets::default();
     // Entering a namespace takes a thread; the iterator needs none of its own.
     let (looked, iterated) = std::thread::scope(|threads| {
-        let looking = threads.spawn(|| look(scope, &netns::all(Path::new("/"))));
+        let looking = threads.spawn(|| look(scope.states(), &netns::all(Path::new("/"))));
         let iterated = iterate();
         (looking.join().unwrap_or_default(), iterated)
     });
@@ -93,7 +116,7 @@ pub fn all(scope: Scope) -> Sockets {
     match iterated {
         Ok(entries) => {
             sockets.take_entries(&entries);
-            sockets.take_told(Unknown::Confirm(scope));
+            sockets.take_told(Unknown::Confirm);
         }
         Err(why) => {
             sockets.missing.push(format!(
@@ -119,7 +142,10 @@ fn iterate() -> Result<Vec<SnapshotEntry>, String> {
 }
 
 /// From within each namespace, in the calling thread.
-fn look(scope: Scope, namespaces: &BTreeMap<u32, Namespace>) -> (BTreeMap<u32, Seen>, Vec<String>) {
+fn look(
+    wanted: States,
+    namespaces: &BTreeMap<u32, Namespace>,
+) -> (BTreeMap<u32, Seen>, Vec<String>) {
     let mut seen = BTreeMap::new();
     let mut missing = Vec::new();
     let own = netns::own();
@@ -128,7 +154,7 @@ fn look(scope: Scope, namespaces: &BTreeMap<u32, Namespace>) -> (BTreeMap<u32, S
             Some(own) if own == *inode && seen.is_empty() => Ok(()),
             _ => netns::enter(namespace),
         };
-        let looked = entered.map(|()| within(*inode, scope));
+        let looked = entered.map(|()| within(*inode, wanted));
         let (mut one, failed) = match looked {
             Ok(looked) => looked,
             // Its last process may have ended meanwhile.
@@ -152,8 +178,8 @@ fn look(scope: Scope, namespaces: &BTreeMap<u32, Namespace>) -> (BTreeMap<u32, S
 }
 
 /// What the kernel tells of the calling thread's namespace, and what went wrong with some of it.
-fn within(inode: u32, scope: Scope) -> (Seen, Option<io::Error>) {
-    let (told, error) = tell(inode, scope);
+fn within(inode: u32, wanted: States) -> (Seen, Option<io::Error>) {
+    let (told, error) = tell(inode, wanted);
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
     let interfaces = nix::net::if_::if_nameindex().ok();
     let interfaces = interfaces.iter().flat_map(|list| list.iter());
@@ -168,18 +194,17 @@ fn within(inode: u32, scope: Scope) -> (Seen, Option<io::Error>) {
     (seen, error)
 }
 
-fn tell(inode: u32, scope: Scope) -> (Vec<Told>, Option<io::Error>) {
-    let (tcp, udp) = match scope {
-        Scope::All => (states::ALL, states::ALL),
-        Scope::Bound => (
-            states::LISTEN | states::TIME_WAIT | states::BOUND_INACTIVE,
-            states::CLOSE,
-        ),
-    };
+fn tell(inode: u32, wanted: States) -> (Vec<Told>, Option<io::Error>) {
     let mut told = Vec::new();
     let mut failed = None;
     for family in [libc::AF_INET, libc::AF_INET6] {
-        for (protocol, states) in [(libc::IPPROTO_TCP, tcp), (libc::IPPROTO_UDP, udp)] {
+        for (protocol, states) in [
+            (libc::IPPROTO_TCP, wanted.tcp),
+            (libc::IPPROTO_UDP, wanted.udp),
+        ] {
+            if states == 0 {
+                continue;
+            }
             match sock_diag::dump(inode, family as u8, protocol as u8, states) {
                 Ok(some) => told.extend(some),
                 // A kernel without IPv6 has nothing to tell of it.
@@ -202,7 +227,7 @@ fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unknown {
     /// Ask again: it may have been closed since, before its process was looked at.
-    Confirm(Scope),
+    Confirm,
     /// Take it as it is.
     Believe,
 }
@@ -264,9 +289,9 @@ impl Sockets {
                 }
             }
         }
-        if let Unknown::Confirm(scope) = unknown {
+        if unknown == Unknown::Confirm {
             self.drop_subflows(&mut strangers);
-            confirm(&mut strangers, scope);
+            confirm(&mut strangers);
         }
         for told in strangers {
             let device = self.namespaces.get(&told.socket.netns);
@@ -344,7 +369,7 @@ impl Sockets {
 }
 
 /// Takes out those that are no more. TIME_WAITs need not be asked for: they had no process.
-fn confirm(strangers: &mut Vec<Told>, scope: Scope) {
+fn confirm(strangers: &mut Vec<Told>) {
     let doubtful = |told: &Told| told.socket.state != TCP_TIME_WAIT;
     let places: HashSet<u32> = (strangers.iter())
         .filter(|told| doubtful(told))
@@ -353,10 +378,24 @@ fn confirm(strangers: &mut Vec<Told>, scope: Scope) {
     if places.is_empty() {
         return;
     }
+    // Listeners alone are told without a walk over all connections.
+    let state = |told: &Told| match (told.socket.state, i32::from(told.socket.protocol)) {
+        (TCP_CLOSE, libc::IPPROTO_TCP) => states::BOUND_INACTIVE,
+        (state, _) => 1 << state,
+    };
+    let of = |protocol: i32| {
+        let states = strangers.iter().filter(|told| doubtful(told));
+        let states = states.filter(|told| i32::from(told.socket.protocol) == protocol);
+        states.fold(0, |states, told| states | state(told))
+    };
+    let wanted = States {
+        tcp: of(libc::IPPROTO_TCP),
+        udp: of(libc::IPPROTO_UDP),
+    };
     let mut namespaces = netns::all(Path::new("/"));
     namespaces.retain(|inode, _| places.contains(inode));
     let again = std::thread::scope(|threads| {
-        let looking = threads.spawn(|| look(scope, &namespaces).0);
+        let looking = threads.spawn(|| look(wanted, &namespaces).0);
         looking.join().unwrap_or_default()
     });
     let again: HashSet<_> = (again.values().flat_map(|seen| &seen.told))
@@ -466,7 +505,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut sockets = Sockets::default();
         let own = netns::own().unwrap();
-        let (seen, error) = within(own, Scope::Bound);
+        let (seen, error) = within(own, Scope::Bound.states());
         assert!(error.is_none(), "{error:?}");
         sockets.namespaces.insert(own, seen);
         sockets.take_told(Unknown::Believe);

@@ -83,7 +83,7 @@ pub fn render(
         if let Some(any) = &folded.any {
             let local = match folded.ports {
                 1 => format!("*:{}", any.port),
-                ports => format!("*:{ports} ports"),
+                ports => format!("{ports} ports"),
             };
             let what = Some("ephemeral");
             rows.push(waiting(

@@ -545,6 +545,19 @@ pub fn samples() -> Vec<(&'static str, Event)> {
             ),
         ),
         (
+            "autobind",
+            Body::Bind(Bind {
+                result: failed("EADDRNOTAVAIL", 99),
+                socket: Socket {
+                    remote: Some(Address::v4([127, 0, 0, 1], 5432)),
+                    ..tcp4([127, 0, 0, 1], 0)
+                },
+                requested: None,
+                autobind: true,
+                process: Some(actor(4402, "psql", Process::default())),
+            }),
+        ),
+        (
             "socket of two processes",
             Body::Socket(listed(
                 Socket {
@@ -594,19 +607,6 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 count: 12,
                 expires_in_ms: 59_000,
                 ephemeral: false,
-            }),
-        ),
-        (
-            "autobind",
-            Body::Bind(Bind {
-                result: failed("EADDRNOTAVAIL", 99),
-                socket: Socket {
-                    remote: Some(Address::v4([127, 0, 0, 1], 5432)),
-                    ..tcp4([127, 0, 0, 1], 0)
-                },
-                requested: None,
-                autobind: true,
-                process: Some(actor(4402, "psql", Process::default())),
             }),
         ),
     ];
