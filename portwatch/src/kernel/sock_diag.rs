@@ -176,10 +176,13 @@ fn read(mut answer: &[u8], netns: u32, protocol: u8, told: &mut Vec<Told>) -> io
         let length = header.len as usize;
         let body = answer.get(size_of::<Header>()..length).ok_or_else(broken)?;
         match i32::from(header.kind) {
-            libc::NLMSG_DONE => return Ok(true),
-            libc::NLMSG_ERROR => {
+            // How a dump failed stands in its last message.
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => {
                 let (errno, _) = i32::read_from_prefix(body).map_err(|_| broken())?;
-                return Err(io::Error::from_raw_os_error(errno.saturating_neg()));
+                if errno < 0 {
+                    return Err(io::Error::from_raw_os_error(errno.saturating_neg()));
+                }
+                return Ok(true);
             }
             _ if header.kind == SOCK_DIAG_BY_FAMILY => {
                 let (message, attributes) =
@@ -288,7 +291,7 @@ mod tests {
     #[test]
     fn an_error_is_one_and_nonsense_too() {
         let error = dump(1, AF_INET, 250, states::ALL).unwrap_err();
-        assert!(error.raw_os_error().is_some(), "{error}");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
         for answer in [&[0; 3][..], &[0; 16], &[255; 40]] {
             assert!(read(answer, 1, 6, &mut Vec::new()).is_err(), "{answer:?}");
         }
