@@ -120,8 +120,8 @@ impl Filter {
                     && self.passes_actor(timewait.process.as_ref())
             }
             Body::Socket(listed) => {
-                let processes = &listed.holder.processes;
-                self.passes_socket(&listed.holder.socket.socket, None)
+                let processes = &listed.processes;
+                self.passes_socket(&listed.socket.socket, None)
                     && (self.passes_actor(None)
                         || processes.iter().any(|actor| self.passes_actor(Some(actor))))
             }

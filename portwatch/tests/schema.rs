@@ -177,7 +177,12 @@ fn what_is_no_line_is_refused() {
         ("lost ring", "/where", MISSING),
         ("lost ring", "/count", Some(json!("many"))),
         ("start", "/version", MISSING),
-        ("socket of two processes", "/ownership", MISSING),
+        (
+            "socket of two processes",
+            "/ownership",
+            Some(json!("perhaps")),
+        ),
+        ("socket of two processes", "/socket", MISSING),
         (
             "socket of two processes",
             "/socket/uid",

@@ -14,8 +14,7 @@ use crate::attribute::container::Containers;
 use crate::attribute::process::{self, Key};
 use crate::attribute::socket;
 use crate::event::{
-    Actor, Address, Body, Event, HeldSocket, Holder, Listed, Ownership, State, Text, Timewaits,
-    Transport,
+    Actor, Address, Body, Event, HeldSocket, Listed, Ownership, State, Text, Timewaits, Transport,
 };
 use crate::filter::Filter;
 use crate::kernel::clock::{self, Clock};
@@ -107,9 +106,9 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
     for owned in &sockets.sockets {
         if is_listed(owned, scope) {
             let seen = sockets.namespaces.get(&owned.socket.netns);
-            let row = listed(owned, seen, &mut actors);
+            let row = listed(owned, seen, sockets.complete, &mut actors);
             // Their numbers are a protocol and an identifier, not ports.
-            let transport = &row.holder.socket.socket.transport;
+            let transport = &row.socket.socket.transport;
             if !matches!(transport, Some(Transport::Raw | Transport::Icmp)) {
                 keep(Body::Socket(row));
             }
@@ -143,7 +142,7 @@ fn place(row: &Body, host: Option<u32>) -> impl Ord + use<> {
     };
     let (netns, name, local, transport, remote, inode) = match row {
         Body::Socket(listed) => {
-            let socket = &listed.holder.socket.socket;
+            let socket = &listed.socket.socket;
             (
                 socket.netns,
                 listed.netns_name.clone(),
@@ -193,7 +192,8 @@ fn is_listed(owned: &Owned, scope: Scope) -> bool {
         }
 }
 
-fn listed(owned: &Owned, seen: Option<&Seen>, actors: &mut Actors) -> Listed {
+/// `complete` says that no process has the socket but those that are known.
+fn listed(owned: &Owned, seen: Option<&Seen>, complete: bool, actors: &mut Actors) -> Listed {
     let device = owned.device.as_deref().unwrap_or("\0");
     let mut socket = socket(&owned.socket, device.as_bytes());
     let waiting = socket.state == Some(State::TimeWait);
@@ -201,21 +201,17 @@ fn listed(owned: &Owned, seen: Option<&Seen>, actors: &mut Actors) -> Listed {
     socket.inode = socket.inode.filter(|_| !waiting);
     let processes: Vec<_> = owned.tasks.iter().map(|task| actors.actor(task)).collect();
     Listed {
-        holder: Holder {
-            socket: HeldSocket {
-                socket,
-                uid: owned.uid,
-            },
-            ownership: if processes.is_empty() {
-                Ownership::None
-            } else {
-                Ownership::Verified
-            },
-            bound_at: None,
-            expires_in_ms: owned.expires_in_ms.map(u64::from),
-            processes,
-            publishes: None,
+        socket: HeldSocket {
+            socket,
+            uid: owned.uid,
         },
+        ownership: match processes.is_empty() {
+            false => Some(Ownership::Verified),
+            // A TIME_WAIT never has one.
+            true => (waiting || complete).then_some(Ownership::None),
+        },
+        expires_in_ms: owned.expires_in_ms.map(u64::from),
+        processes,
         netns_name: name(seen),
     }
 }
@@ -338,14 +334,13 @@ mod tests {
                 owned(6, TCP, 80, 7),
                 owned(6, TCP, 33, 7),
             ],
-            namespaces: BTreeMap::new(),
-            missing: Vec::new(),
+            ..Sockets::default()
         };
         let shown = |scope| -> Vec<String> {
             let rows = rows(&sockets, scope, &Filter::default());
             let row = |body: &Body| match body {
                 Body::Socket(listed) => {
-                    let socket = &listed.holder.socket.socket;
+                    let socket = &listed.socket.socket;
                     let transport = socket.transport.as_ref().unwrap();
                     let port = socket.local.as_ref().and_then(Address::port).unwrap();
                     format!("{transport} {port}")
@@ -375,8 +370,7 @@ mod tests {
                 owned(7, UDP, 81, 7),
                 owned(6, TCP, 82, 8),
             ],
-            namespaces: BTreeMap::new(),
-            missing: Vec::new(),
+            ..Sockets::default()
         };
         let count = |filter: Filter| rows(&sockets, Scope::Bound, &filter).len();
         assert_eq!(count(Filter::default()), 3);

@@ -3,14 +3,22 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Holder, Text, Transport};
+use super::{Actor, HeldSocket, Ownership, Text, Transport};
 
-/// A socket that has a port.
+/// A socket that has a port: the keys of a [`Holder`](super::Holder), as far as a list knows them.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Listed {
-    /// The socket, and who has it.
-    #[serde(flatten)]
-    pub holder: Holder,
+    /// The socket.
+    pub socket: HeldSocket,
+    /// Whether processes have it; absent where not all of them could be looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<Ownership>,
+    /// Of a socket in TIME_WAIT: in how many milliseconds it frees the port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
+    /// The processes that have it open.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Actor>,
     /// The name of its network namespace, if that is kept by one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<Text>,

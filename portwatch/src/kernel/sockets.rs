@@ -61,6 +61,8 @@ pub struct Sockets {
     pub sockets: Vec<Owned>,
     /// The namespaces, by inode number.
     pub namespaces: BTreeMap<u32, Seen>,
+    /// No process has a socket but those that are told with it.
+    pub complete: bool,
     /// What could not be had, and why.
     pub missing: Vec<String>,
 }
@@ -107,11 +109,10 @@ pub fn all(scope: Scope) -> Sockets {
         (looking.join().unwrap_or_default(), iterated)
     });
     (sockets.namespaces, sockets.missing) = looked;
-    if !is_initial(Path::new("/proc/self/ns/pid")) {
-        sockets.missing.push(
-            "processes outside of this pid namespace: what they have seems to be nobody's"
-                .to_owned(),
-        );
+    sockets.complete = is_initial(Path::new("/proc/self/ns/pid"));
+    if !sockets.complete {
+        let outside = "processes outside of this pid namespace";
+        sockets.missing.push(outside.to_owned());
     }
     match iterated {
         Ok(entries) => {
@@ -334,6 +335,7 @@ impl Sockets {
             Ok(processes) => processes,
             Err(error) => {
                 let why = describe(&error);
+                self.complete = false;
                 return self.missing.push(format!("who has the sockets: {why}"));
             }
         };
@@ -361,6 +363,7 @@ impl Sockets {
             }
         }
         if unreadable != 0 {
+            self.complete = false;
             self.missing.push(format!(
                 "which sockets {unreadable} processes of other users have: not permitted"
             ));

@@ -122,28 +122,22 @@ impl Json {
     }
 
     fn listed(&mut self, out: &mut Vec<u8>, listed: &Listed) -> serde_json::Result<()> {
-        let holder = &listed.holder;
         out.extend_from_slice(key!("socket"));
         object(out, |out| {
-            socket_pairs(out, &holder.socket.socket)?;
-            optional(out, key!("uid"), holder.socket.uid.as_ref())
+            socket_pairs(out, &listed.socket.socket)?;
+            optional(out, key!("uid"), listed.socket.uid.as_ref())
         })?;
-        pair(out, key!("ownership"), &holder.ownership)?;
-        if let Some(bound_at) = holder.bound_at {
-            out.extend_from_slice(key!("bound_at"));
-            self.times.put(bound_at, out);
-        }
-        optional(out, key!("expires_in_ms"), holder.expires_in_ms.as_ref())?;
-        if !holder.processes.is_empty() {
+        optional(out, key!("ownership"), listed.ownership.as_ref())?;
+        optional(out, key!("expires_in_ms"), listed.expires_in_ms.as_ref())?;
+        if !listed.processes.is_empty() {
             out.extend_from_slice(key!("processes"));
             let begin = out.len();
-            for actor in &holder.processes {
+            for actor in &listed.processes {
                 self.actor(out, b",", Some(actor))?;
             }
             out[begin] = b'[';
             out.push(b']');
         }
-        optional(out, key!("publishes"), holder.publishes.as_ref())?;
         optional(out, key!("netns_name"), listed.netns_name.as_ref())
     }
 

@@ -8,7 +8,7 @@ use unicode_width::UnicodeWidthStr as _;
 use super::cell::{self, UNKNOWN};
 use super::duration::Duration;
 use super::escape::escape;
-use crate::event::{Body, Family, Listed, Ownership, State, Timewaits, Transport};
+use crate::event::{Body, Listed, Ownership, State, Timewaits, Transport};
 
 /// Which columns there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +126,7 @@ fn tcp_port(body: &Body) -> Option<(u32, u16)> {
 }
 
 fn tcp_port_of(listed: &Listed) -> Option<(u32, u16)> {
-    let socket = &listed.holder.socket.socket;
+    let socket = &listed.socket.socket;
     let tcp = matches!(
         socket.transport,
         Some(Transport::Tcp | Transport::Mptcp | Transport::Smc)
@@ -141,7 +141,7 @@ fn socket(
     counts: &HashMap<(u32, u16), u64>,
     host: Option<u32>,
 ) -> Row {
-    let socket = &listed.holder.socket.socket;
+    let socket = &listed.socket.socket;
     let device = socket.bound_device.as_deref();
     let address = |address: Option<_>, device| {
         let mut text = String::new();
@@ -220,7 +220,7 @@ fn namespace(name: Option<&str>, netns: Option<u32>, host: Option<u32>) -> Strin
 }
 
 fn processes(listed: &Listed) -> String {
-    let processes = &listed.holder.processes;
+    let processes = &listed.processes;
     let mut text = String::new();
     for (number, actor) in processes.iter().take(NAMED).enumerate() {
         if number != 0 {
@@ -241,10 +241,9 @@ fn processes(listed: &Listed) -> String {
 
 /// The last column: where its first process belongs, and what is special about the socket.
 fn place(listed: &Listed) -> String {
-    let holder = &listed.holder;
-    let socket = &holder.socket.socket;
+    let socket = &listed.socket.socket;
     let mut parts = Vec::new();
-    if let Some(actor) = holder.processes.first() {
+    if let Some(actor) = listed.processes.first() {
         let mut home = String::new();
         cell::home(&mut home, actor);
         parts.extend((!home.is_empty()).then_some(home));
@@ -252,11 +251,9 @@ fn place(listed: &Listed) -> String {
     if tcp_port_of(listed).is_some() && socket.state == Some(State::Bound) {
         parts.push("bound-not-listening".to_owned());
     }
-    match (holder.ownership, holder.expires_in_ms) {
+    match (listed.ownership, listed.expires_in_ms) {
         (_, Some(left)) => parts.push(format!("frees in {}", Duration(left))),
-        (Ownership::None, None) if socket.family != Some(Family::Unix) => {
-            parts.push("no process".to_owned());
-        }
+        (Some(Ownership::None), None) => parts.push("no process".to_owned()),
         _ => {}
     }
     parts.join(", ")

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use portwatch::event::{
     AbstractText, Actor, Address, Ancestor, Bind, Body, Container, End, Event, Family, HeldSocket,
-    Holder, Listed, Listen, Lost, Missing, Options, Outcome, Ownership, PathText, Phase, Process,
-    Reason, Release, Result, Socket, Start, State, Step, Time, Timewait, Timewaits, Transport,
+    Listed, Listen, Lost, Missing, Options, Outcome, Ownership, PathText, Phase, Process, Reason,
+    Release, Result, Socket, Start, State, Step, Time, Timewait, Timewaits, Transport,
 };
 use portwatch_common::record::option;
 
@@ -53,21 +53,17 @@ pub fn socket(transport: Transport, family: Family, local: Address) -> Socket {
 /// A socket of a list.
 pub fn listed(socket: Socket, processes: Vec<Actor>) -> Listed {
     Listed {
-        holder: Holder {
-            socket: HeldSocket {
-                socket,
-                uid: Some(0),
-            },
-            ownership: if processes.is_empty() {
-                Ownership::None
-            } else {
-                Ownership::Verified
-            },
-            bound_at: None,
-            expires_in_ms: None,
-            processes,
-            publishes: None,
+        socket: HeldSocket {
+            socket,
+            uid: Some(0),
         },
+        ownership: Some(if processes.is_empty() {
+            Ownership::None
+        } else {
+            Ownership::Verified
+        }),
+        expires_in_ms: None,
+        processes,
         netns_name: None,
     }
 }
@@ -583,18 +579,15 @@ pub fn samples() -> Vec<(&'static str, Event)> {
             "socket in TIME_WAIT",
             Body::Socket(Listed {
                 netns_name: Some("blue".into()),
-                holder: Holder {
-                    expires_in_ms: Some(42_000),
-                    ..listed(
-                        Socket {
-                            state: Some(State::TimeWait),
-                            remote: Some(Address::v4([127, 0, 0, 1], 5432)),
-                            ..tcp4([127, 0, 0, 1], 40_000)
-                        },
-                        Vec::new(),
-                    )
-                    .holder
-                },
+                expires_in_ms: Some(42_000),
+                ..listed(
+                    Socket {
+                        state: Some(State::TimeWait),
+                        remote: Some(Address::v4([127, 0, 0, 1], 5432)),
+                        ..tcp4([127, 0, 0, 1], 40_000)
+                    },
+                    Vec::new(),
+                )
             }),
         ),
         (
