@@ -162,14 +162,14 @@ fn look(
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
                 missing.push(format!(
-                    "what no process has in the network namespace {inode}: {error}"
+                    "what the kernel tells of the network namespace {inode}: {error}"
                 ));
                 (Seen::default(), None)
             }
         };
         if let Some(error) = failed {
             missing.push(format!(
-                "what no process has of some protocol in the network namespace {inode}: {error}"
+                "what the kernel tells of a protocol in the network namespace {inode}: {error}"
             ));
         }
         one.name.clone_from(&namespace.name);
