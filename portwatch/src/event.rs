@@ -4,6 +4,7 @@
 //! Absent knowledge is an absent key, never a made-up value.
 
 mod conflict;
+mod listed;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
+pub use listed::{Listed, Timewaits};
 
 /// The version of the schema that every object names.
 pub const SCHEMA: &str = "portwatch/1";
@@ -61,6 +63,10 @@ pub enum Body {
     Lost(Lost),
     /// The stream ends.
     End(End),
+    /// A socket that has a port, of a list.
+    Socket(Listed),
+    /// The connections in TIME_WAIT on a port, of a list.
+    Timewaits(Timewaits),
 }
 
 impl Body {
@@ -75,6 +81,8 @@ impl Body {
             Self::Timewait(_) => "timewait",
             Self::Lost(_) => "lost",
             Self::End(_) => "end",
+            Self::Socket(_) => "socket",
+            Self::Timewaits(_) => "timewaits",
         }
     }
 }

@@ -569,7 +569,9 @@ fn state(socket: &record::Socket) -> Option<State> {
     })
 }
 
-fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
+/// A socket of a record, with the name of the interface it is bound to, NUL-terminated.
+#[must_use]
+pub fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
     let family = family(raw.family);
     let nonzero = |number: u64| (number != 0).then_some(number);
     let inet = |address: [u8; 16], port| match family {
@@ -581,8 +583,8 @@ fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
         _ => None,
     };
     Socket {
-        // The descriptor was no socket where there is no address.
-        transport: (raw.address != 0).then(|| transport(raw)),
+        // The descriptor was no socket where there is neither.
+        transport: (raw.address != 0 || raw.sock_type != 0).then(|| transport(raw)),
         family,
         local: inet(raw.local, raw.local_port),
         remote: (raw.remote_port != 0)

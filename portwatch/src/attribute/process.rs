@@ -416,6 +416,42 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
     })
 }
 
+/// Who a task is, with what is read fast from `/proc`: its arguments and cgroup. For lists of many
+/// processes; nothing but what the task itself says of one that is gone. `name` is as in
+/// [`Processes::actor`].
+pub fn brief(
+    root: &Path,
+    task: &Task,
+    clock: Clock,
+    name: impl FnOnce(&ContainerRef) -> crate::event::Container,
+) -> Actor {
+    let directory = root.join(task.tgid.to_string());
+    let mut process = Process::default();
+    let args = std::fs::read(directory.join("cmdline")).ok();
+    let (v2, v1) = cgroups_from_proc(&directory);
+    // Read last: if it is the same process still, what was read before is its own.
+    let stat = procfs::process::Process::new_with_root(directory).and_then(|read| read.stat());
+    if stat.is_ok_and(|stat| stat.starttime == task.start / TICK) {
+        if let Some(args) = args {
+            let kept = args.len().min(portwatch_common::record::ARGS_CAPACITY);
+            process.args_truncated = kept < args.len();
+            set_args(&mut process, &args[..kept]);
+        }
+        process.container = set_cgroup(&mut process, &v2, &v1).map(|reference| name(&reference));
+    }
+    let (comm, comm_hex) = comm(&task.comm);
+    Actor {
+        pid: task.tgid,
+        tid: None,
+        comm,
+        comm_hex,
+        uid: task.uid,
+        start_time: clock.at_boottime(task.start),
+        gid: task.gid,
+        process: Arc::new(process),
+    }
+}
+
 fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {
     let mut ancestors = Vec::new();
     let mut pid = parent;

@@ -23,11 +23,11 @@ use super::support::Unsupported;
 
 /// The kernel side, built by `cargo xtask build-ebpf`.
 #[cfg(not(feature = "log"))]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/portwatch.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/portwatch.bpf.o");
 
 /// The kernel side with messages, built by `cargo xtask build-ebpf --features log`.
 #[cfg(feature = "log")]
-static OBJECT: &[u8] =
+pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!("../../../portwatch-ebpf/target/portwatch-features.bpf.o");
 
 /// What became of a hook.
@@ -108,7 +108,9 @@ impl KernelSide {
                 "please report it, with the output of portwatch doctor",
             )
         })?;
-        let (settings, symbols) = Settings::resolve(&btf);
+        // Looking addresses up means reading all of /proc/kallsyms.
+        let addresses = choice.parts.contains(&Part::Timewait);
+        let (settings, symbols) = Settings::resolve(&btf, addresses);
         let functions = hook::all()
             .flat_map(|hook| hook.targets.iter().copied())
             .filter(|target| btf.function(target).is_some())
@@ -548,7 +550,7 @@ impl Control {
 
 /// Before 5.11 BPF maps count as locked memory, of which little is allowed by default. Where it is
 /// needed and not permitted, creating the maps fails, and says so.
-fn unlock_memory() {
+pub(super) fn unlock_memory() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);

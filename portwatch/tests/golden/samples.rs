@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use portwatch::event::{
     AbstractText, Actor, Address, Ancestor, Bind, Body, Cause, Conflict, Container, End, Event,
-    Evidence, Family, HeldSocket, Holder, Listen, Lost, Missing, Options, Outcome, Ownership,
-    PathText, Phase, Process, Reason, Release, Result, Socket, Start, State, Step, Time, Timewait,
-    Transport,
+    Evidence, Family, HeldSocket, Holder, Listed, Listen, Lost, Missing, Options, Outcome,
+    Ownership, PathText, Phase, Process, Reason, Release, Result, Socket, Start, State, Step, Time,
+    Timewait, Timewaits, Transport,
 };
 use portwatch_common::record::option;
 
@@ -48,6 +48,24 @@ pub fn socket(transport: Transport, family: Family, local: Address) -> Socket {
         cookie: None,
         inode: None,
         kernel: false,
+    }
+}
+
+/// A socket of a list.
+pub fn listed(socket: Socket, processes: Vec<Actor>) -> Listed {
+    Listed {
+        socket: HeldSocket {
+            socket,
+            uid: Some(0),
+        },
+        ownership: Some(if processes.is_empty() {
+            Ownership::None
+        } else {
+            Ownership::Verified
+        }),
+        expires_in_ms: None,
+        processes,
+        netns_name: None,
     }
 }
 
@@ -573,6 +591,55 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                     }],
                 })),
                 process: Some(actor(4312, "node", runner())),
+            }),
+        ),
+        (
+            "socket of two processes",
+            Body::Socket(listed(
+                Socket {
+                    state: Some(State::Listen),
+                    options: Options(option::REUSEADDR | option::V6ONLY),
+                    inode: Some(88_012),
+                    ..tcp6("::", 443, 0)
+                },
+                vec![
+                    actor(
+                        812,
+                        "nginx",
+                        Process {
+                            container: Some(container(Some("web-1"))),
+                            ..Process::default()
+                        },
+                    ),
+                    actor(813, HOSTILE, Process::default()),
+                ],
+            )),
+        ),
+        (
+            "socket in TIME_WAIT",
+            Body::Socket(Listed {
+                netns_name: Some("blue".into()),
+                expires_in_ms: Some(42_000),
+                ..listed(
+                    Socket {
+                        state: Some(State::TimeWait),
+                        remote: Some(Address::v4([127, 0, 0, 1], 5432)),
+                        ..tcp4([127, 0, 0, 1], 40_000)
+                    },
+                    Vec::new(),
+                )
+            }),
+        ),
+        (
+            "timewaits",
+            Body::Timewaits(Timewaits {
+                transport: Transport::Tcp,
+                port: 3000,
+                netns: 4_026_531_840,
+                netns_name: None,
+                count: 12,
+                expires_in_ms: 59_000,
+                ephemeral: false,
             }),
         ),
     ];

@@ -12,6 +12,7 @@ mod compat;
 mod connection;
 mod errors;
 mod filters;
+mod list;
 mod listen;
 mod process;
 mod snapshot;
