@@ -9,6 +9,7 @@ mod backends;
 mod bind;
 #[cfg(target_arch = "x86_64")]
 mod compat;
+mod conflict;
 mod connection;
 mod errors;
 mod filters;
