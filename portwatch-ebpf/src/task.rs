@@ -455,6 +455,12 @@ pub fn executed(task: Address) {
     forget(task, kind::EXEC);
 }
 
+/// A task is put into another cgroup: its process is to be told anew when it next does something.
+#[inline(always)]
+pub fn moved(task: Address) {
+    let _ = IDENTIFIED.remove(read::<u32>(task, &layout::TASK_TGID));
+}
+
 /// A task is no more.
 #[inline(always)]
 pub fn reaped(task: Address) {

@@ -270,6 +270,7 @@ const PROCESS: &[Hook] = &[
     optional(tracepoint(&["sched_process_free"])),
     optional(tracepoint(&["sched_process_exec"])),
     optional(tracepoint(&["sched_process_fork"])),
+    optional(tracepoint(&["cgroup_attach_task"])),
 ];
 
 const SNAPSHOT: &[Hook] = &[

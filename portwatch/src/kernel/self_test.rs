@@ -357,13 +357,14 @@ fn connect_from(local: SocketAddr, remote: SocketAddr) -> anyhow::Result<TcpStre
         None,
     )?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    // The former socket may still wait for the last acknowledgement, out of a softirq.
+    // The former socket may still wait for the last acknowledgement, out of a softirq, which may need
+    // this very processor.
     let begin = Instant::now();
     while let Err(error) = bind(socket.as_raw_fd(), &SockaddrIn::from(local)) {
         if error != Errno::EADDRINUSE || begin.elapsed() > PATIENCE {
             return Err(error.into());
         }
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
     connect(socket.as_raw_fd(), &SockaddrIn::from(remote))?;
     Ok(socket.into())
