@@ -160,8 +160,10 @@ pub mod lost {
     pub const BOUND: u32 = kind::COUNT as u32;
     /// Returns of a thread's bind(2) or listen(2) that no kretprobe saw.
     pub const KRETPROBE: u32 = BOUND + 1;
+    /// Processes that did not fit into the map `TREE`: they and their descendants are strangers.
+    pub const TREE: u32 = KRETPROBE + 1;
     /// How many indexes there are.
-    pub const COUNT: u32 = KRETPROBE + 1;
+    pub const COUNT: u32 = TREE + 1;
 }
 
 /// Capacity of the map `CALLS`: threads in a bind or listen at a time, and some more, since it is an
@@ -187,6 +189,8 @@ pub const CONNECTING_CAPACITY: u32 = 1_024;
 pub const QUERIES_CAPACITY: u32 = 256;
 /// Capacity of the map `WANTED`: how many sockets' processes can be asked for at a time.
 pub const WANTED_CAPACITY: u32 = 8;
+/// Capacity of the map `TREE`, where a tree is followed: its processes at a time, zombies included.
+pub const TREE_CAPACITY: u32 = 65_536;
 /// Capacity of the filter maps.
 pub const FILTER_CAPACITY: u32 = 1_024;
 /// Words of the filter map `PORTS`, a bitmap of all ports.

@@ -106,6 +106,8 @@ pub mod task_flag {
     pub const KERNEL_THREAD: u32 = 1 << 0;
     /// There was no task to name: the event came out of an interrupt.
     pub const UNKNOWN: u32 = 1 << 1;
+    /// The process is of the tree that is followed.
+    pub const IN_TREE: u32 = 1 << 2;
 }
 
 /// Bits of [`Process::flags`].
@@ -298,8 +300,8 @@ plain! {
         pub bound_at: u64,
         /// The process that bound it; 0 if that was before the trace.
         pub binder_tgid: u32,
-        /// Of no meaning; keeps what follows aligned.
-        pub reserved: u32,
+        /// Bits of [`task_flag`] of the process that bound it, of when it did.
+        pub binder_flags: u32,
         /// `start` of the process that bound it.
         pub binder_start: u64,
         /// Name of the interface `socket.device`, NUL-terminated.

@@ -2,8 +2,8 @@
 //!
 //! Adapters, a file for each backend ([`trampoline`], [`kprobe`],
 //! [`tracepoint`]), fetch arguments and call handlers ([`bind`], [`listen`],
-//! [`autobind`], [`release`], [`timewait`], [`task`], [`snapshot`]), which write
-//! records through [`emit`]. Kernel memory is read through [`layout`] and
+//! [`autobind`], [`release`], [`timewait`], [`task`], [`tree`], [`snapshot`]), which
+//! write records through [`emit`]. Kernel memory is read through [`layout`] and
 //! nowhere else; what counts as interesting is for [`filter`] to say.
 #![no_std]
 #![no_main]
@@ -27,6 +27,7 @@ mod task;
 mod timewait;
 mod tracepoint;
 mod trampoline;
+mod tree;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -8,7 +8,7 @@ use portwatch_common::map::{
     AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY,
     CONFLICTS_CAPACITY, CONNECTING_CAPACITY, CONNECTORS_CAPACITY, Call, Cancelled, ENDING_CAPACITY,
     Endpoints, FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Pair, Peer, QUERIES_CAPACITY,
-    WANTED_CAPACITY, control, lost,
+    TREE_CAPACITY, WANTED_CAPACITY, control, lost,
 };
 use portwatch_common::record::{Holder, Task};
 
@@ -83,6 +83,12 @@ pub static QUERIES: Array<u64> = Array::with_max_entries(QUERIES_CAPACITY, 0);
 /// Which processes the user side knows, by `tgid`: see [`portwatch_common::map::identified`].
 #[map]
 pub static IDENTIFIED: LruHashMap<u32, u32> = LruHashMap::with_max_entries(IDENTIFIED_CAPACITY, 0);
+
+/// The processes of a tree by `tgid`, with their `start`; 0 stands for any. See [`crate::tree`].
+///
+/// No LRU: that would evict the oldest, on whose place here their descendants' depends.
+#[map]
+pub static TREE: HashMap<u32, u64> = HashMap::with_max_entries(TREE_CAPACITY, 0);
 
 /// Filter: a bitmap of the ports wanted.
 #[map]

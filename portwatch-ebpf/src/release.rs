@@ -87,7 +87,7 @@ fn send(sk: Address, bound: &Bound, closer: &Task) {
         emit::put(&raw mut (*record).socket, socket);
         (*record).bound_at = bound.bound_at;
         (*record).binder_tgid = bound.binder.tgid;
-        (*record).reserved = 0;
+        (*record).binder_flags = bound.binder.flags;
         (*record).binder_start = bound.binder.start;
         sock::device_name(sk, socket.device, &mut (*record).device);
     }

@@ -19,9 +19,9 @@ use portwatch_common::record::{
     Record, Task, kind, process_flag, task_flag,
 };
 
-use crate::emit;
 use crate::layout::{self, Address, Head, address, read, read_at, read_into, read_user, zero};
 use crate::maps::IDENTIFIED;
+use crate::{emit, tree};
 
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -64,6 +64,9 @@ fn common(task: Address, into: &mut Task) {
     into.uid = cred.get(&layout::CRED_EUID);
     into.gid = cred.get(&layout::CRED_EGID);
     into.flags = flags_of(task);
+    if tree::holds(into.tgid, into.start) {
+        into.flags |= task_flag::IN_TREE;
+    }
 }
 
 #[inline(always)]
@@ -87,7 +90,7 @@ pub fn other(task: Address, into: &mut Task) {
 /// Sees to it that the user side knows the process of the current task.
 #[inline(always)]
 pub fn identify(task: &Task) {
-    if task.flags != 0 {
+    if task.flags & !task_flag::IN_TREE != 0 {
         return;
     }
     if let Some(known) = IDENTIFIED.get_ptr(task.tgid) {
@@ -431,6 +434,10 @@ pub fn forked(parent: Address, child: Address) {
         return;
     }
     let parent_tgid: u32 = read(parent, &layout::TASK_TGID);
+    if tree::is_followed() {
+        let parent = (parent_tgid, start_of(parent));
+        tree::forked(parent, (child_tgid, start_of(child)));
+    }
     if IDENTIFIED.get_ptr(parent_tgid).is_none() {
         return;
     }
@@ -464,9 +471,14 @@ pub fn moved(task: Address) {
 /// A task is no more.
 #[inline(always)]
 pub fn reaped(task: Address) {
-    if read::<u32>(task, &layout::TASK_PID) == read::<u32>(task, &layout::TASK_TGID) {
-        forget(task, kind::REAP);
+    let tgid: u32 = read(task, &layout::TASK_TGID);
+    if read::<u32>(task, &layout::TASK_PID) != tgid {
+        return;
     }
+    if tree::is_followed() {
+        tree::reaped(tgid, start_of(task));
+    }
+    forget(task, kind::REAP);
 }
 
 #[inline(always)]

@@ -367,7 +367,8 @@ pub struct Lost {
     pub count: u64,
     /// Where: `ring` (the ring buffer was full: the reader was too slow), `recursion` (a program
     /// was skipped while it ran already), `bound` (more bound sockets than portwatch can follow:
-    /// their release will not be seen).
+    /// their release will not be seen), `tree` (the job of `portwatch run` has more processes than it
+    /// can follow).
     #[serde(rename = "where")]
     pub place: Cow<'static, str>,
     /// How much of it by kind of record (`ring`) or by program (`recursion`).
@@ -805,6 +806,9 @@ pub struct Actor {
     pub start_time: Time,
     /// Effective gid at that moment, as seen from the initial user namespace.
     pub gid: u32,
+    /// The process is of the job that `portwatch run` watches.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub job: bool,
     /// What else is known of the process.
     #[serde(flatten)]
     pub process: Arc<Process>,

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use portwatch_common::map::filter;
 
-use crate::event::{Actor, Address, Body, Family, Outcome, Socket, Timewaits, Transport};
+use crate::event::{Actor, Address, Body, Conflict, Family, Outcome, Socket, Timewaits, Transport};
 
 /// A kind of event that can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -67,6 +67,17 @@ pub struct Filter {
     pub unix: bool,
     /// Kinds of events.
     pub events: BTreeSet<Kind>,
+    /// The job that `portwatch run` watches.
+    pub job: Option<Job>,
+}
+
+/// What of a job is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// What its processes do.
+    Own,
+    /// That which others do not get because the job has it as well.
+    Both,
 }
 
 impl Filter {
@@ -102,22 +113,27 @@ impl Filter {
                     && (!self.failed || bind.result.outcome == Outcome::Failure)
                     && self.passes_socket(&bind.socket, bind.requested.as_ref())
                     && self.passes_actor(bind.process.as_ref())
+                    && self.passes_job(bind.process.as_ref(), bind.conflict.as_deref())
             }
             Body::Listen(listen) => {
                 self.wants(Kind::Listen)
                     && (!self.failed || listen.result.outcome == Outcome::Failure)
                     && self.passes_socket(&listen.socket, None)
                     && self.passes_actor(listen.process.as_ref())
+                    && self.passes_job(listen.process.as_ref(), listen.conflict.as_deref())
             }
             Body::Release(release) => {
                 self.wants(Kind::Release)
                     && self.passes_socket(&release.socket, None)
                     && self.passes_actor(release.process.as_ref())
+                    && (self.passes_job(release.process.as_ref(), None)
+                        || self.passes_job(release.binder.as_ref(), None))
             }
             Body::Timewait(timewait) => {
                 self.wants(Kind::Timewait)
                     && self.passes_socket(&timewait.socket, None)
                     && self.passes_actor(timewait.process.as_ref())
+                    && self.passes_job(timewait.process.as_ref(), None)
             }
             Body::Socket(listed) => {
                 let processes = &listed.processes;
@@ -191,6 +207,18 @@ impl Filter {
         })
     }
 
+    fn passes_job(&self, actor: Option<&Actor>, conflict: Option<&Conflict>) -> bool {
+        let own = |actor: &Actor| actor.job;
+        let held = || {
+            let holders = conflict.map_or(&[][..], |conflict| &conflict.holders);
+            holders.iter().any(|holder| holder.processes.iter().any(own))
+        };
+        match self.job {
+            None => true,
+            Some(job) => actor.is_some_and(own) || (job == Job::Both && held()),
+        }
+    }
+
     /// The filters by the names of their options, as the `start` event tells them.
     #[must_use]
     pub fn describe(&self) -> BTreeMap<String, Vec<String>> {
@@ -233,6 +261,8 @@ impl Filter {
             ("udp", self.udp),
             ("failed", self.failed),
             ("unix", self.unix),
+            ("job", self.job.is_some()),
+            ("both", self.job == Some(Job::Both)),
         ] {
             if set {
                 tell(name, vec!["true".to_owned()]);

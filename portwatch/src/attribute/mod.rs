@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
-use portwatch_common::record::{self, Requested, kind, socket_flag};
+use portwatch_common::record::{self, Requested, kind, socket_flag, task_flag};
 
 use self::conflict::{AskOwners, Conflicts};
 use self::container::Containers;
@@ -372,11 +372,14 @@ impl Attribution {
             start: release.binder_start,
         };
         let seen = release.bound_at != 0;
-        let binder = if seen && binder != Key::of(&release.task) {
+        let mut binder = if seen && binder != Key::of(&release.task) {
             self.processes.actor_by_key(binder, self.clock)
         } else {
             None
         };
+        if let Some(binder) = &mut binder {
+            binder.job = release.binder_flags & task_flag::IN_TREE != 0;
+        }
         let mut socket = socket(&release.socket, &release.device);
         socket.state = None;
         socket.remote = None;
@@ -483,6 +486,7 @@ impl Attribution {
         );
         tell("kretprobe", new.kretprobe, Default::default());
         tell("bound", new.bound, Default::default());
+        tell("tree", new.tree, Default::default());
         tell(
             "decode",
             std::mem::take(&mut self.undecoded),

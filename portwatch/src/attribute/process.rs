@@ -261,6 +261,7 @@ impl Processes {
             uid: task.uid,
             start_time: clock.at_boottime(task.start),
             gid: task.gid,
+            job: task.flags & task_flag::IN_TREE != 0,
             process,
         })
     }
@@ -277,6 +278,7 @@ impl Processes {
             uid: known.uid,
             start_time: clock.at_boottime(key.start),
             gid: known.gid,
+            job: false,
             process: Arc::clone(&known.process),
         })
     }
@@ -448,6 +450,7 @@ pub fn brief(
         uid: task.uid,
         start_time: clock.at_boottime(task.start),
         gid: task.gid,
+        job: task.flags & task_flag::IN_TREE != 0,
         process: Arc::new(process),
     }
 }

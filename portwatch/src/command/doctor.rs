@@ -67,6 +67,7 @@ fn examine(options: &Options, report: &mut String) -> anyhow::Result<u8> {
         return Ok(super::UNSUPPORTED);
     }
     let choice = Choice {
+        tree: false,
         backend: options.backend.into(),
         parts: Part::ALL.to_vec(),
         buffer: 1 << 20,

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod list;
 mod options;
 pub mod pipeline;
+mod prepare;
 pub mod trace;
 pub mod value;
 

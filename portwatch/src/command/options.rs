@@ -1,10 +1,16 @@
 //! Options that several subcommands have.
 
+use std::fs::{File, OpenOptions, Permissions};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use portwatch_common::map::FILTER_CAPACITY;
 
-use super::value;
+use super::Usage;
+use super::value::{self, BackendChoice};
 use crate::filter::Filter;
 
 /// Which sockets, and whose.
@@ -78,4 +84,51 @@ pub(super) enum Format {
     Text,
     /// A JSON object a line
     Json,
+}
+
+/// How the kernel side is put in place.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct KernelOptions {
+    /// How to hook into the kernel
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(super) backend: BackendChoice,
+
+    /// Size of the kernel's ring buffer: a power of two (64K to 1024M)
+    #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = value::buffer)]
+    pub(super) buffer: u32,
+}
+
+/// Whether a filter fits the kernel side.
+pub(super) fn check(filter: &Filter) -> Result<(), Usage> {
+    for (option, values) in [
+        ("--pid", &filter.pids),
+        ("--uid", &filter.uids),
+        ("--netns", &filter.netns),
+    ] {
+        let count = values.len();
+        if count > FILTER_CAPACITY as usize {
+            return Err(Usage(format!(
+                "{count} values for {option}: {FILTER_CAPACITY} is the most"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file to write to that is its owner's alone, so that what is wrong with it is told before
+/// anything is attached.
+pub(super) fn create_private(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot write to {}", path.display()))?;
+    // A file that was there already keeps its mode otherwise; a device is left alone.
+    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        file.set_permissions(Permissions::from_mode(0o600))
+            .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+    }
+    Ok(file)
 }

@@ -32,6 +32,8 @@ pub struct Losses {
     pub kretprobe: u64,
     /// Bound sockets that could not be followed.
     pub bound: u64,
+    /// Processes that could not be followed, nor their descendants.
+    pub tree: u64,
 }
 
 impl Losses {
@@ -54,6 +56,7 @@ impl Losses {
             recursion: difference(&self.recursion, &earlier.recursion),
             kretprobe: self.kretprobe.saturating_sub(earlier.kretprobe),
             bound: self.bound.saturating_sub(earlier.bound),
+            tree: self.tree.saturating_sub(earlier.tree),
         }
     }
 }
@@ -78,12 +81,14 @@ mod tests {
             recursion: BTreeMap::new(),
             kretprobe: 1,
             bound: 2,
+            tree: 0,
         };
         let now = Losses {
             ring: [("bind", 5), ("listen", 1), ("release", 0)].into(),
             recursion: [("sys_exit", 1)].into(),
             kretprobe: 4,
             bound: 2,
+            tree: 5,
         };
         assert_eq!(
             now.since(&earlier),
@@ -92,6 +97,7 @@ mod tests {
                 recursion: [("sys_exit", 1)].into(),
                 kretprobe: 3,
                 bound: 0,
+                tree: 5,
             }
         );
         assert_eq!(now.since(&now), Losses::default());

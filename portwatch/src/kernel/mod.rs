@@ -21,3 +21,4 @@ pub mod sockets;
 pub mod stream;
 pub mod support;
 pub mod symbols;
+pub mod tree;

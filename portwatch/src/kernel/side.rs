@@ -20,6 +20,7 @@ use super::layout::Layout;
 use super::losses::{KINDS, Losses, recursion_misses};
 use super::settings::Settings;
 use super::support::Unsupported;
+use super::tree::Tree;
 
 /// The kernel side, built by `cargo xtask build-ebpf`.
 #[cfg(not(feature = "log"))]
@@ -81,6 +82,8 @@ pub struct Choice {
     pub parts: Vec<Part>,
     /// Bytes of the ring buffer: a power of two, at least a page.
     pub buffer: u32,
+    /// Follow the descendants of the processes that are put into the [`Tree`].
+    pub tree: bool,
 }
 
 impl KernelSide {
@@ -121,6 +124,11 @@ impl KernelSide {
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::DISABLE);
         loader.map_max_entries("EVENTS", choice.buffer);
+        let follow_tree = u32::from(choice.tree);
+        loader.override_global("FOLLOW_TREE", &follow_tree, true);
+        if !choice.tree {
+            loader.map_max_entries("TREE", 1);
+        }
         for (name, value) in layout.iter() {
             loader.override_global(name, value, true);
         }
@@ -467,6 +475,14 @@ impl KernelSide {
         HashMap::try_from(self.ebpf().take_map("IDENTIFIED")?).ok()
     }
 
+    /// Takes the tree of processes that is followed out. It can be had once.
+    #[must_use]
+    pub fn take_tree(&mut self) -> Option<Tree> {
+        HashMap::try_from(self.ebpf().take_map("TREE")?)
+            .ok()
+            .map(Tree::new)
+    }
+
     /// The filter map of this name, empty but for what was put into it.
     #[must_use]
     pub fn filter_map(&mut self, name: &str) -> Option<HashMap<&mut MapData, u32, u8>> {
@@ -498,6 +514,7 @@ impl KernelSide {
             }
             losses.bound = count(lost::BOUND);
             losses.kretprobe = count(lost::KRETPROBE);
+            losses.tree = count(lost::TREE);
         }
         for (_, status) in self.statuses() {
             let name = status.hook.program;

@@ -62,6 +62,7 @@ impl Kept {
     fn is_of(&self, actor: &Actor) -> bool {
         let kept = &self.actor;
         (kept.pid, kept.tid, kept.uid, kept.gid) == (actor.pid, actor.tid, actor.uid, actor.gid)
+            && kept.job == actor.job
             && kept.start_time == actor.start_time
             && kept.comm == actor.comm
             && kept.comm_hex == actor.comm_hex
@@ -79,6 +80,7 @@ fn head(actor: &Actor, times: &mut Times) -> serde_json::Result<Vec<u8>> {
     out.extend_from_slice(key!("start_time"));
     times.put(actor.start_time, &mut out);
     pair(&mut out, key!("gid"), &actor.gid)?;
+    flag(&mut out, key!("job"), actor.job)?;
     Ok(out)
 }
 

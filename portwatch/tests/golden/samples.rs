@@ -104,6 +104,7 @@ pub fn actor(pid: u32, comm: &str, process: Process) -> Actor {
         uid: 1001,
         start_time: Time(NOON - 182 * MS),
         gid: 1001,
+        job: false,
         process: Arc::new(process),
     }
 }
