@@ -3,8 +3,14 @@
 use std::fs::{self, File};
 use std::time::Duration;
 
-use super::*;
+use std::sync::Arc;
+
 use tempfile::TempDir;
+
+use super::*;
+use crate::event::{
+    Actor, Address, Family, Options, Process, Publishes, Socket, State, Text, Time, Transport,
+};
 
 const STORAGE: [&str; 2] = [
     "var/lib/containers/storage/overlay-containers/containers.json",
@@ -403,6 +409,146 @@ fn empty_fields_are_absent() {
             host.get("docker", WEB),
             container("docker", WEB, "", ""),
             "of {record}"
+        );
+    }
+}
+
+/// A socket of the host on a port.
+fn held(transport: Transport, address: [u8; 4], port: u16) -> Socket {
+    Socket {
+        transport: Some(transport),
+        family: Some(Family::Ipv4),
+        local: Some(Address::v4(address, port)),
+        remote: None,
+        state: Some(State::Listen),
+        options: Options::default(),
+        bound_device: None,
+        netns: Some(1),
+        cookie: None,
+        inode: None,
+        kernel: false,
+    }
+}
+
+/// A process with these arguments.
+fn actor(line: &str) -> Actor {
+    let args: Vec<Text> = line.split(' ').map(Text::from).collect();
+    Actor {
+        pid: 880,
+        tid: None,
+        comm: "proxy".into(),
+        comm_hex: None,
+        uid: 0,
+        start_time: Time(0),
+        gid: 0,
+        process: Arc::new(Process {
+            exe: args.first().cloned(),
+            args: Some(args),
+            ..Process::default()
+        }),
+    }
+}
+
+#[test]
+fn ports_that_a_running_container_publishes() {
+    let mut host = Host::new();
+    let ports = |host: &mut Host, port| -> Vec<_> {
+        let found = host.containers.publishing(port, host.now).into_iter();
+        found
+            .map(|found| {
+                (
+                    found.container.name.unwrap().to_string(),
+                    found.host_address,
+                    found.port,
+                )
+            })
+            .collect()
+    };
+    let web = |name: &str, port| {
+        let at = |address: &str| (name.to_owned(), Some(address.parse().unwrap()), port);
+        [at("0.0.0.0"), at("::")]
+    };
+    assert_eq!(ports(&mut host, 8080), []);
+    host.write(&docker_path(WEB), DOCKER);
+    // That there is none is good for a moment only.
+    host.wait(49);
+    assert_eq!(ports(&mut host, 8080), []);
+    // The folder was not there when the stores were looked for.
+    host.wait(1000);
+    assert_eq!(ports(&mut host, 8080), web("shop-web-1", 80));
+    assert_eq!(ports(&mut host, 80), []);
+
+    let moved = DOCKER.replace(r#""HostPort":"8080""#, r#""HostPort":"8081""#);
+    host.write(&docker_path(WEB), &moved);
+    host.wait(999);
+    assert_eq!(ports(&mut host, 8080), web("shop-web-1", 80));
+    assert_eq!(ports(&mut host, 8081), web("shop-web-1", 80));
+    assert_eq!(ports(&mut host, 8080), []);
+
+    host.write(
+        &docker_path(WEB),
+        moved.replace(r#""Running":true"#, r#""Running":false"#),
+    );
+    host.wait(1000);
+    assert_eq!(ports(&mut host, 8081), []);
+}
+
+#[test]
+fn who_publishes_what_a_proxy_holds() {
+    let mut host = Host::new();
+    host.write(&docker_path(WEB), DOCKER);
+    host.write(STORAGE[0], PODMAN);
+    let proxy = "/usr/bin/docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip";
+    let publishes = |container: Container, port| Some(Publishes { container, port });
+    let db = container("podman", DB, "db", "docker.io/library/postgres:17");
+    let cases = [
+        (
+            format!("{proxy} 172.18.0.2 -container-port 80"),
+            8080,
+            publishes(web(), Some(80)),
+        ),
+        // Another container's address or port: that of a container without a record.
+        (format!("{proxy} 172.18.0.3 -container-port 80"), 8080, None),
+        (format!("{proxy} 172.18.0.2 -container-port 81"), 8080, None),
+        (format!("{proxy} 172.18.0.2 -container-port 80"), 9090, None),
+        (
+            "/usr/sbin/dockerd -H fd://".to_owned(),
+            8080,
+            publishes(web(), Some(80)),
+        ),
+        (
+            "/usr/bin/rootlesskit --port-driver=builtin".to_owned(),
+            8080,
+            publishes(web(), Some(80)),
+        ),
+        (
+            format!("/usr/bin/conmon --api-version 1 -c {DB}"),
+            8080,
+            publishes(db, None),
+        ),
+        ("/usr/bin/conmon -c ../evil".to_owned(), 8080, None),
+        ("/usr/sbin/nginx -c x".to_owned(), 8080, None),
+    ];
+    for (line, port, expected) in cases {
+        let socket = held(Transport::Tcp, [0, 0, 0, 0], port);
+        let seen = host
+            .containers
+            .publishes(&socket, &[actor("/bin/sh"), actor(&line)], host.now);
+        assert_eq!(seen, expected, "of {line} on {port}");
+    }
+    let daemon = [actor("/usr/sbin/dockerd")];
+    for (socket, why) in [
+        (held(Transport::Udp, [0, 0, 0, 0], 8080), "another protocol"),
+        (
+            held(Transport::Tcp, [127, 0, 0, 1], 8080),
+            "another address",
+        ),
+        (held(Transport::Raw, [0, 0, 0, 0], 8080), "no port"),
+    ] {
+        assert_eq!(
+            host.containers.publishes(&socket, &daemon, host.now),
+            None,
+            "{why}"
         );
     }
 }
