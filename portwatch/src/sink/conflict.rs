@@ -59,7 +59,11 @@ fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
     }
     if let Some(publishes) = &holder.publishes {
         let container = container(&publishes.container);
-        let _ = write!(text, " for port {} of {container}", publishes.port);
+        let _ = write!(text, ", published by {container}");
+        let local = holder.socket.socket.local.as_ref();
+        if let Some((host, port)) = local.and_then(Address::port).zip(publishes.port) {
+            let _ = write!(text, " as {host} → {port}");
+        }
     } else if let Some(place) = holder.processes.first().and_then(place) {
         let _ = write!(text, " in {place}");
     }
