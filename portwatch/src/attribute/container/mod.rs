@@ -43,11 +43,12 @@ pub struct Containers {
     publications: Looked<Vec<Publication>>,
 }
 
-/// What was found, and when it was looked for.
+/// What was found, when it was looked for, and how long that took.
 #[derive(Debug, Default)]
 struct Looked<T> {
     found: T,
     at: Option<Instant>,
+    took: Duration,
 }
 
 impl<T> Looked<T> {
@@ -55,7 +56,9 @@ impl<T> Looked<T> {
     fn refresh(&mut self, now: Instant, fresh: Duration, look: impl FnOnce() -> T) -> &T {
         let fresh = |at| now.saturating_duration_since(at) < fresh;
         if !self.at.is_some_and(fresh) {
+            let begin = Instant::now();
             self.found = look();
+            self.took = begin.elapsed();
             self.at = Some(now);
         }
         &self.found

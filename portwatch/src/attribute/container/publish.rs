@@ -12,8 +12,9 @@ use crate::attribute::cgroup::{ContainerRef, is_id};
 use crate::attribute::process;
 use crate::event::{Actor, Address, Container, Publishes, Socket, Transport};
 
-/// How long it is not looked again for a port that was not found.
-const MISSED: Duration = Duration::from_millis(50);
+/// How long it is not looked again for a port that was not found, at least: as long as a look takes,
+/// lest nothing else be done.
+const MISSED: Duration = Duration::from_millis(5);
 
 /// A port of the host that leads to a port of a running container, by its runtime's record.
 ///
@@ -44,11 +45,12 @@ impl Containers {
     /// They are read anew if that was not done in the last second, and at once if the port is not
     /// found.
     pub fn publishing(&mut self, port: u16, now: Instant) -> Vec<Publication> {
-        let found = |publications: &[Publication]| -> Vec<Publication> {
-            let of_port = |publication: &&Publication| publication.host_port == port;
-            publications.iter().filter(of_port).cloned().collect()
-        };
-        for fresh in [FRESH, MISSED] {
+        self.look(now, |publication| publication.host_port == port)
+    }
+
+    /// Those wanted. Others on the same port, of another daemon, do not make up for them.
+    fn look(&mut self, now: Instant, is: impl Fn(&Publication) -> bool) -> Vec<Publication> {
+        for fresh in [FRESH, MISSED.max(self.publications.took)] {
             let (root, docker_data) = (&self.root, self.docker_data.as_deref());
             let stores = &mut self.stores;
             let publications = self.publications.refresh(now, fresh, || {
@@ -59,7 +61,7 @@ impl Containers {
                 }
                 found
             });
-            let found = found(publications);
+            let found: Vec<_> = publications.iter().filter(|one| is(one)).cloned().collect();
             if !found.is_empty() {
                 return found;
             }
@@ -97,10 +99,9 @@ impl Containers {
         };
         let protocol = protocol(socket.transport.as_ref()?)?;
         let mut publication = |is: &dyn Fn(&Publication) -> bool| {
-            let all = self.publishing(port, now).into_iter();
-            let mut of: Vec<_> = all
-                .filter(|publication| publication.protocol == protocol && is(publication))
-                .collect();
+            let mut of = self.look(now, |publication| {
+                publication.host_port == port && publication.protocol == protocol && is(publication)
+            });
             of.sort_by_key(|publication| publication.host_address != Some(address));
             of.into_iter().next().map(|publication| Publishes {
                 container: publication.container,

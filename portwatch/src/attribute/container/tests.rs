@@ -471,7 +471,6 @@ fn ports_that_a_running_container_publishes() {
     assert_eq!(ports(&mut host, 8080), []);
     host.write(&docker_path(WEB), DOCKER);
     // That there is none is good for a moment only.
-    host.wait(49);
     assert_eq!(ports(&mut host, 8080), []);
     // The folder was not there when the stores were looked for.
     host.wait(1000);
@@ -551,4 +550,26 @@ fn who_publishes_what_a_proxy_holds() {
             "{why}"
         );
     }
+}
+
+/// That another daemon's container was seen on the port is no answer for this one's.
+#[test]
+fn a_port_of_two_daemons() {
+    let mut host = Host::new();
+    host.write(&docker_path(WEB), DOCKER);
+    let socket = held(Transport::Tcp, [0, 0, 0, 0], 8080);
+    let proxy = |address: &str| {
+        let line = format!("docker-proxy -container-ip {address} -container-port 80");
+        [actor(&line)]
+    };
+    let names = |found: Option<Publishes>| found.and_then(|found| found.container.name);
+    let (first, second) = (proxy("172.18.0.2"), proxy("172.18.0.3"));
+    let seen = host.containers.publishes(&socket, &first, host.now);
+    assert_eq!(names(seen).as_deref(), Some("shop-web-1"));
+
+    let other = DOCKER.replace("172.18.0.2", "172.18.0.3").replace(WEB, DB);
+    host.write(&docker_path(DB), other.replace("shop-web-1", "other"));
+    host.wait(50);
+    let seen = host.containers.publishes(&socket, &second, host.now);
+    assert_eq!(names(seen).as_deref(), Some("other"));
 }
