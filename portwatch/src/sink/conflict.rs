@@ -43,7 +43,7 @@ pub(super) fn explain(conflict: &Conflict, at: Time, zone: &TimeZone, out: &mut 
     );
 }
 
-fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
+pub(super) fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
     let mut text = owners(holder);
     // Writing to a String cannot fail.
     let _ = write!(text, ", {}", what(holder));
@@ -123,7 +123,7 @@ fn place(actor: &Actor) -> Option<String> {
     }
 }
 
-fn container(container: &Container) -> String {
+pub(super) fn container(container: &Container) -> String {
     let id: String = container.id.chars().take(12).collect();
     let name = container.name.as_deref().unwrap_or(&id);
     let compose = container

@@ -1,11 +1,12 @@
 //! Docker's containers, as holders and as newcomers.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
 use portwatch_tests::expect::inet;
 use portwatch_tests::trace::shown;
-use portwatch_tests::{LIMIT, Netns, Socket, Trace, netns};
+use portwatch_tests::{LIMIT, Netns, Socket, Trace, netns, portwatch, spawn};
 use serde_json::{Value, json};
 
 use crate::daemon::Docker;
@@ -118,6 +119,35 @@ fn a_published_port_refuses_a_process_of_the_host() {
         conflict["advice"],
         "stop container web-1 (docker stop web-1), or change its mapping of ports"
     );
+}
+
+/// Asked of the port, and not of a refusal.
+#[test]
+fn why_a_published_port_is_held() {
+    let host = Host::new(&[]);
+    let options = ["--name", "web-1", "-p", "8080:80"];
+    let id = host.docker.run(&options, &["sleep", "600"]);
+    let netns = host.netns().inode().to_string();
+    let mut command = Command::new(portwatch());
+    command.args(["why", "8080", "--json", "--netns", &netns]);
+    command.stdout(Stdio::piped());
+    let output = spawn(&mut command).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let web = container(&id, "web-1", &json!({}));
+    let published = |address: &str| {
+        json!({
+            "container": web, "protocol": "tcp", "address": address, "port": 80, "by_socket": true,
+        })
+    };
+    assert_eq!(
+        told["published"],
+        json!([published("0.0.0.0"), published("::")])
+    );
+    let place = &told["places"][0];
+    assert_eq!(place["conflict"]["cause"], "published-port", "{told}");
+    let publishes = json!({"container": web, "port": 80});
+    assert_eq!(place["holders"][0]["publishes"], publishes, "{told}");
 }
 
 /// Without a proxy dockerd has the socket itself.
