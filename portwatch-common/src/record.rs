@@ -298,7 +298,7 @@ plain! {
         pub task: Task,
         /// The timewait socket (`substate` tells TIME_WAIT from FIN_WAIT2).
         pub socket: Socket,
-        /// Jiffies from now until the timer expires.
+        /// Jiffies from now until the timer expires, or would have; 0 if its time has come.
         pub expires_in: u64,
         /// Why a timer was cancelled, as far as it is known then: one of [`super::record::cancel`].
         pub reason: u32,

@@ -130,13 +130,15 @@ inet_bind!(
     kprobe_inet_bind,
     kretprobe_inet_bind,
     /// `int inet_bind_sk(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
-    /// (without it `int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
+    /// (7.3 `int inet_bind_sk(struct sock *sk, struct sockaddr_unsized *uaddr, int addr_len)`;
+    /// up to 6.6 `int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
 );
 inet_bind!(
     kprobe_inet6_bind,
     kretprobe_inet6_bind,
     /// `int inet6_bind_sk(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
-    /// (without it `int inet6_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
+    /// (7.3 `int inet6_bind_sk(struct sock *sk, struct sockaddr_unsized *uaddr, int addr_len)`;
+    /// up to 6.6 `int inet6_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
 );
 
 /// `int __inet_listen_sk(struct sock *sk, int backlog)`
@@ -286,7 +288,8 @@ pub fn kprobe_inet_twsk_kill(ctx: ProbeContext) -> u32 {
 }
 
 /// `bool inet_csk_reqsk_queue_hash_add(struct sock *sk, struct request_sock *req, unsigned long timeout)`
-/// (earlier `void`)
+/// (5.10 `void inet_csk_reqsk_queue_hash_add(struct sock *sk, struct request_sock *req, unsigned long timeout)`;
+/// 7.3 `bool inet_csk_reqsk_queue_hash_add(struct sock *sk, struct request_sock *req)`)
 #[kprobe]
 pub fn kprobe_reqsk_queue_hash_add(ctx: ProbeContext) -> u32 {
     timewait::requested(Arguments::of(&ctx).second());

@@ -207,7 +207,13 @@ fn cancel_for(tw: Address, socket: &Socket, reason: u32) {
             });
         }
     }
-    send(kind::TIMEWAIT_CANCEL, &task::UNKNOWN, socket, 0, reason);
+    send(
+        kind::TIMEWAIT_CANCEL,
+        &task::UNKNOWN,
+        socket,
+        expires_in(tw),
+        reason,
+    );
 }
 
 /// A timewait socket is about to be ended before its time (`inet_twsk_deschedule_put`), unless its
@@ -236,19 +242,27 @@ pub fn killed(tw: Address) {
         let reason = unsafe { *reason };
         let _ = ENDING.remove(tw);
         cancel_for(tw, socket, reason);
+    } else if is_purged(tw) {
+        // inet_twsk_purge may have inet_twsk_deschedule_put inlined, as in 5.10.
+        cancel_for(tw, socket, cancel::PURGED);
     } else {
         expire(socket);
     }
 }
 
+/// Whether a timewait socket's namespace ends, and it with it: `inet_twsk_purge` ends those whose
+/// namespace nobody refers to any more.
+#[inline(always)]
+fn is_purged(tw: Address) -> bool {
+    let net: Address = read(tw, &layout::SOCK_NET);
+    layout::address(net, &layout::NET_COUNT)
+        .is_some_and(|count| layout::read_at::<u32>(count) == 0)
+}
+
 /// Why a timer is being cancelled, as far as it can be told from here.
 #[inline(always)]
 fn reason(tw: Address, socket: &Socket) -> u32 {
-    let net: Address = read(tw, &layout::SOCK_NET);
-    // inet_twsk_purge ends those whose namespace nobody refers to any more.
-    if let Some(count) = layout::address(net, &layout::NET_COUNT)
-        && layout::read_at::<u32>(count) == 0
-    {
+    if is_purged(tw) {
         return cancel::PURGED;
     }
     // connect(2) takes a timewait socket's place in __inet_check_established,

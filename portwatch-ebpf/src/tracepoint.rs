@@ -117,7 +117,8 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `int __cgroup_bpf_run_filter_sk(struct sock *sk, enum cgroup_bpf_attach_type atype)`,
+/// `int __cgroup_bpf_run_filter_sk(struct sock *sk, enum cgroup_bpf_attach_type atype)`
+/// (5.10 `int __cgroup_bpf_run_filter_sk(struct sock *sk, enum bpf_attach_type type)`),
 /// from `inet_release`: the last descriptor of an inet socket was closed.
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
@@ -148,7 +149,7 @@ fn handler(timer: *const u8) -> Address {
 }
 
 /// `void timer_start(struct timer_list *timer, unsigned long bucket_expiry)`
-/// (5.10: `unsigned long expires, unsigned int flags`)
+/// (up to 6.1 `void timer_start(struct timer_list *timer, unsigned long expires, unsigned int flags)`)
 #[btf_tracepoint(function = "timer_start")]
 pub fn timer_start(ctx: BtfTracePointContext) -> i32 {
     let timer: *const u8 = ctx.arg(0);

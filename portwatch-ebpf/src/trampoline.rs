@@ -82,14 +82,16 @@ inet_bind!(
     fexit_inet_bind,
     "inet_bind_sk",
     /// `int inet_bind_sk(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
-    /// (without it `int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
+    /// (7.3 `int inet_bind_sk(struct sock *sk, struct sockaddr_unsized *uaddr, int addr_len)`;
+    /// up to 6.6 `int inet_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
 );
 inet_bind!(
     fentry_inet6_bind,
     fexit_inet6_bind,
     "inet6_bind_sk",
     /// `int inet6_bind_sk(struct sock *sk, struct sockaddr *uaddr, int addr_len)`
-    /// (without it `int inet6_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
+    /// (7.3 `int inet6_bind_sk(struct sock *sk, struct sockaddr_unsized *uaddr, int addr_len)`;
+    /// up to 6.6 `int inet6_bind(struct socket *sock, struct sockaddr *uaddr, int addr_len)`)
 );
 
 /// `int __inet_listen_sk(struct sock *sk, int backlog)`
@@ -176,7 +178,8 @@ pub fn fentry_inet_twsk_kill(ctx: FEntryContext) -> i32 {
 }
 
 /// `bool inet_csk_reqsk_queue_hash_add(struct sock *sk, struct request_sock *req, unsigned long timeout)`
-/// (earlier `void`)
+/// (5.10 `void inet_csk_reqsk_queue_hash_add(struct sock *sk, struct request_sock *req, unsigned long timeout)`;
+/// 7.3 `bool inet_csk_reqsk_queue_hash_add(struct sock *sk, struct request_sock *req)`)
 #[fentry(function = "inet_csk_reqsk_queue_hash_add")]
 pub fn fentry_reqsk_queue_hash_add(ctx: FEntryContext) -> i32 {
     timewait::requested(ctx.arg(1));

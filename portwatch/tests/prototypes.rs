@@ -1,18 +1,22 @@
 //! The prototypes written above the hooks of the kernel side, against those of the running kernel.
 //!
 //! Where a function differs between versions each form is written out; one of them has to be the
-//! kernel's. A function that this kernel does not have is for the backends to cope with.
+//! kernel's. Where there are several functions the hook is at the first that the kernel has. One
+//! that this kernel does not have is for the backends to cope with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use portwatch::kernel::btf::{self, Btf};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../portwatch-ebpf/src");
 
-/// What is written: for each function its forms, as BTF tells them.
-fn claims(sources: &Path) -> BTreeMap<String, BTreeSet<String>> {
-    let mut claims: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+/// What is written above a hook: functions and their forms, as BTF tells them.
+type Claim = Vec<(String, String)>;
+
+/// What is written above each hook.
+fn claims(sources: &Path) -> BTreeSet<Claim> {
+    let mut claims = BTreeSet::new();
     for entry in std::fs::read_dir(sources).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         let comments: Vec<_> = text
@@ -21,10 +25,10 @@ fn claims(sources: &Path) -> BTreeMap<String, BTreeSet<String>> {
             .collect();
         // A comment ends with the line that is none; what is in code form stands between ticks.
         for comment in comments.join("").split('\n') {
-            for code in comment.split('`').skip(1).step_by(2) {
-                if let Some((name, prototype)) = parse(code) {
-                    claims.entry(name).or_default().insert(prototype);
-                }
+            let code = comment.split('`').skip(1).step_by(2);
+            let claim: Claim = code.filter_map(parse).collect();
+            if !claim.is_empty() {
+                claims.insert(claim);
             }
         }
     }
@@ -92,11 +96,22 @@ fn those_of_this_kernel_are_as_written() {
     let btf = Btf::from_path(path).unwrap();
     let mut wrong = Vec::new();
     let mut right = 0;
-    for (name, forms) in claims(Path::new(SOURCES)) {
-        match actual(&btf, &name) {
-            None => println!("not in this kernel: {name}"),
-            Some(actual) if forms.contains(&actual) => right += 1,
-            Some(actual) => wrong.push(format!("{name} is {actual}, written is {forms:?}")),
+    for claim in claims(Path::new(SOURCES)) {
+        let hooked = claim
+            .iter()
+            .find_map(|(name, _)| Some((name, actual(&btf, name)?)));
+        match hooked {
+            None => println!("not in this kernel: {claim:?}"),
+            Some(hooked)
+                if claim
+                    .iter()
+                    .any(|(name, form)| hooked == (name, form.clone())) =>
+            {
+                right += 1;
+            }
+            Some((name, actual)) => {
+                wrong.push(format!("{name} is {actual}, written is {claim:?}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -147,6 +147,28 @@ impl Netns {
         self.run(|| loopback(up));
     }
 
+    /// Waits until an address of IPv6, in hexadecimal, can be bound to: a worker of the kernel sees
+    /// to that, also where no duplicate can be.
+    pub fn wait_for_address(&self, address: &str) {
+        let begin = Instant::now();
+        self.run_while_forking(|| {
+            loop {
+                let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+                // address, index, length of the prefix, scope, flags, device
+                let flags = addresses.lines().find_map(|line| {
+                    let mut fields = line.split_ascii_whitespace();
+                    (fields.next()? == address).then(|| fields.nth(3))?
+                });
+                let flags = flags.map(|flags| u32::from_str_radix(flags, 16).unwrap());
+                if flags.is_some_and(|flags| flags & libc::IFA_F_TENTATIVE == 0) {
+                    return;
+                }
+                assert!(begin.elapsed() < *LIMIT, "{address}: {addresses}");
+                thread::yield_now();
+            }
+        });
+    }
+
     /// Waits until a TCP socket with this local and remote port is in FIN_WAIT2: the peer knows of
     /// its close. `table` is `tcp`, or `tcp6` for a socket of IPv6.
     pub fn wait_for_fin_wait2(&self, table: &str, ports: (u16, u16)) {

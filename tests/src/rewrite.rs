@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
 // include/uapi/linux/bpf.h
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
@@ -57,6 +59,8 @@ fn load(from: u16, to: u16) -> OwnedFd {
     attributes[2] = c"GPL".as_ptr() as u64;
     // expected_attach_type is at byte 68.
     attributes[8] = u64::from(BPF_CGROUP_INET4_BIND) << 32;
+    // Before 5.11 programs count as locked memory. Where that cannot be raised it need not be.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let descriptor = bpf(BPF_PROG_LOAD, &mut attributes).expect("loading a cgroup program");
     // SAFETY: the kernel has just given it to us.
     unsafe { OwnedFd::from_raw_fd(descriptor) }

@@ -146,6 +146,18 @@ impl Socket {
         Self::new(libc::AF_INET, libc::SOCK_STREAM, MPTCP)
     }
 
+    /// Whether the kernel has MPTCP. Debian's 5.10 has not (CONFIG_MPTCP).
+    pub fn has_mptcp() -> bool {
+        match Self::open(libc::AF_INET, libc::SOCK_STREAM, MPTCP) {
+            Ok(_) => true,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT));
+                println!("this kernel has no MPTCP");
+                false
+            }
+        }
+    }
+
     /// By the word that the actor has for it: `tcp4`, `tcp6`, `udp4`, `udp6`, `mptcp4`.
     pub fn by_name(name: &str) -> Self {
         match name {

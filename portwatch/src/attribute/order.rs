@@ -5,11 +5,19 @@
 
 use std::collections::VecDeque;
 
+use portwatch_common::record::{Timewait, kind};
+
 use crate::kernel::decode::Record;
 
 /// How far the ring buffer's order may be off, in nanoseconds, and how far
 /// ahead a record may look for its successor.
 pub const SLACK: u64 = 2_000_000;
+
+/// How far ahead the record of a timer taken off the wheel when its time has
+/// come may look for that of its expiry, in nanoseconds. Nothing but interrupts
+/// is between them (`expire_timers`, kernel/time/timer.c, 5.10 to 7.3), but the
+/// processor may be a virtual one, which stands still when its host is busy.
+pub const EXPIRY: u64 = 200_000_000;
 
 /// Records that wait for the stream to be complete up to their time.
 #[derive(Debug, Default)]
@@ -34,21 +42,43 @@ impl Order {
     }
 
     /// Takes the earliest record, if everything up to [`SLACK`] behind it has come: the stream is
-    /// complete until `complete_until` (CLOCK_MONOTONIC, ns).
+    /// complete until `complete_until` (CLOCK_MONOTONIC, ns). One that waits for an expiry waits
+    /// until that has come too, for [`EXPIRY`] at most.
     pub fn next(&mut self, complete_until: u64) -> Option<Record> {
-        let earliest = self.waiting.front()?.time();
-        if earliest.saturating_add(SLACK) > complete_until {
+        let earliest = self.waiting.front()?;
+        let within = match earliest {
+            Record::Timewait(timewait) if self.lacks_expiry(timewait) => EXPIRY,
+            _ => SLACK,
+        };
+        if earliest.time().saturating_add(within) > complete_until {
             return None;
         }
         self.waiting.pop_front()
     }
 
-    /// The records behind the one taken last that are at most [`SLACK`] later than `time`.
-    pub fn ahead(&self, time: u64) -> impl Iterator<Item = &Record> {
+    fn lacks_expiry(&self, timewait: &Timewait) -> bool {
+        is_due(timewait)
+            && !self.waiting.iter().any(|record| {
+                matches!(record, Record::Timewait(other)
+                    if other.header.kind == kind::TIMEWAIT_EXPIRE
+                        && other.socket.address == timewait.socket.address)
+            })
+    }
+
+    /// The records behind this one, the one taken last, among which its successor may be.
+    pub fn ahead(&self, timewait: &Timewait) -> impl Iterator<Item = &Record> {
+        let within = if is_due(timewait) { EXPIRY } else { SLACK };
+        let end = timewait.header.time.saturating_add(within);
         self.waiting
             .iter()
-            .take_while(move |record| record.time() <= time.saturating_add(SLACK))
+            .take_while(move |record| record.time() <= end)
     }
+}
+
+/// Whether a timer is taken off the wheel when its time has come: it expires, or is just too late
+/// to be cancelled early, since long timers expire up to an eighth of their time too late.
+fn is_due(timewait: &Timewait) -> bool {
+    timewait.header.kind == kind::TIMEWAIT_CANCEL && timewait.expires_in == 0
 }
 
 #[cfg(test)]
@@ -91,11 +121,46 @@ mod tests {
         assert_eq!(drain(&mut order, u64::MAX), [2]);
     }
 
+    fn timer(kind: u32, time: u64, expires_in: u64) -> Record {
+        let mut timewait = Timewait::new_zeroed();
+        timewait.header.kind = kind;
+        timewait.header.time = time;
+        timewait.expires_in = expires_in;
+        Record::Timewait(Box::new(timewait))
+    }
+
+    fn ahead_of(first: Record, behind: [Record; 2]) -> usize {
+        let mut order = Order::default();
+        order.add([first]);
+        order.add(behind);
+        let Some(Record::Timewait(first)) = order.next(u64::MAX) else {
+            panic!("it is not the first");
+        };
+        order.ahead(&first).count()
+    }
+
     #[test]
     fn looking_ahead_ends_with_the_slack() {
+        let early = timer(kind::TIMEWAIT_CANCEL, 100, 9);
+        let behind = [fork(100 + SLACK, 2), fork(101 + SLACK, 3)];
+        assert_eq!(ahead_of(early, behind), 1);
+        let due = timer(kind::TIMEWAIT_CANCEL, 100, 0);
+        let behind = [fork(100 + EXPIRY, 2), fork(101 + EXPIRY, 3)];
+        assert_eq!(ahead_of(due, behind), 1);
+    }
+
+    #[test]
+    fn what_is_due_waits_for_its_expiry() {
         let mut order = Order::default();
-        order.add([fork(100, 1), fork(100 + SLACK, 2), fork(101 + SLACK, 3)]);
-        let first = order.next(u64::MAX).unwrap();
-        assert_eq!(order.ahead(first.time()).count(), 1);
+        order.add([timer(kind::TIMEWAIT_CANCEL, 100, 0)]);
+        let later = 99 + EXPIRY;
+        assert!(order.next(later).is_none());
+        order.add([timer(kind::TIMEWAIT_EXPIRE, later - SLACK, 0)]);
+        assert!(order.next(later).is_some());
+        assert!(order.next(later).is_some());
+        order.add([timer(kind::TIMEWAIT_CANCEL, 100, 0)]);
+        assert!(order.next(100 + EXPIRY).is_some());
+        order.add([timer(kind::TIMEWAIT_CANCEL, 100, 1)]);
+        assert!(order.next(100 + SLACK).is_some());
     }
 }

@@ -180,7 +180,7 @@ impl Timewaits {
         listened_on: impl FnOnce() -> bool,
     ) -> Vec<Change> {
         let successor = order
-            .ahead(record.header.time)
+            .ahead(record)
             .filter_map(|record| match record {
                 Record::Timewait(timewait) => Some(timewait),
                 _ => None,

@@ -19,6 +19,7 @@
 //! | `port`, `pid` | prints the local port, the pid |
 //! | `say=WORD`, `wait` | prints a line, reads a line |
 //! | `uid=N`, `gid=N` | setresuid(2), setresgid(2) |
+//! | `fifo` | runs at a priority of SCHED_FIFO from now on |
 //! | `comm=NAME` | names the thread |
 //! | `title=TEXT` | writes over the arguments in memory |
 //! | `unshare=pid`, `unshare=net` | what is forked is in a new one; a new one |
@@ -187,6 +188,7 @@ impl Player {
                 let gid = Gid::from_raw(text.parse().unwrap());
                 setresgid(gid, gid, gid).unwrap();
             }
+            "fifo" => run_undisturbed(),
             "comm" => std::fs::write("/proc/thread-self/comm", value).unwrap(),
             "title" => write_title(value),
             "unshare" => unshare(match &*text {
@@ -209,6 +211,14 @@ fn exec(program: &[u8], arguments: &[OsString]) {
         .collect();
     let Err(error) = execv(&program, &arguments);
     panic!("{program:?}: {error}");
+}
+
+/// Nobody of the same priority preempts whoever runs at one of SCHED_FIFO; children inherit it.
+fn run_undisturbed() {
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameter is valid; 0 is this process.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Writes a text over the arguments and fills the rest with NULs, as setproctitle(3) does.

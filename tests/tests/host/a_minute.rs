@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use portwatch_tests::Scenario;
 use portwatch_tests::expect::{enter, exit};
+use portwatch_tests::{LIMIT, Scenario};
 
 use crate::connection::{
     CLIENT, Connection, SERVER, client_released, connection_made, waiting_with_reuseaddr,
@@ -14,7 +14,7 @@ use crate::connection::{
 fn later_a_timewait_expires() {
     let mut scenario = Scenario::new();
     let listener = Connection::new(&scenario).ended_by_server(&scenario);
-    let limit = Duration::from_secs(75);
+    let limit = Duration::from_secs(65) + *LIMIT;
     scenario.wait_for(limit, "the end of the TIME_WAIT", |event| {
         event["phase"] == "exit"
     });

@@ -61,7 +61,10 @@ fn udp_over_ipv6() {
 }
 
 #[test]
-fn mptcp() {
+fn mptcp_if_the_kernel_has_it() {
+    if !Socket::has_mptcp() {
+        return;
+    }
     let local = "127.0.0.1:8080";
     binds_and_releases(Socket::mptcp4, local, socket("mptcp", local, &[]));
 }
@@ -119,7 +122,9 @@ fn port_0_stands_beside_the_port_that_was_given() {
     port_0("tcp", Socket::tcp6, "[::1]:0", &["v6only"]);
     port_0("udp", Socket::udp4, "0.0.0.0:0", &[]);
     port_0("udp", Socket::udp6, "[::]:0", &[]);
-    port_0("mptcp", Socket::mptcp4, "127.0.0.1:0", &[]);
+    if Socket::has_mptcp() {
+        port_0("mptcp", Socket::mptcp4, "127.0.0.1:0", &[]);
+    }
 }
 
 /// A link-local address binds its socket to its interface (`__inet6_bind`, net/ipv6/af_inet6.c),
@@ -128,6 +133,9 @@ fn port_0_stands_beside_the_port_that_was_given() {
 fn a_link_local_address_comes_with_its_device() {
     let mut scenario = Scenario::new();
     scenario.netns.ip("address add fe80::77/64 dev lo");
+    scenario
+        .netns
+        .wait_for_address("fe800000000000000000000000000077");
     scenario.run(|| drop(Socket::tcp6().bound("[fe80::77%1]:8080")));
     let expected = socket("tcp", "[fe80::77]:8080", &["v6only"]);
     let expected = with(expected, "/bound_device", json!("lo"));

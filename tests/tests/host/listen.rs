@@ -36,7 +36,10 @@ fn a_listener_over_ipv6() {
 }
 
 #[test]
-fn a_listener_of_mptcp() {
+fn a_listener_of_mptcp_if_the_kernel_has_it() {
+    if !Socket::has_mptcp() {
+        return;
+    }
     let mut scenario = Scenario::new();
     scenario.run(|| Socket::mptcp4().bound(LOCAL).listen(5).unwrap());
     let listener = socket("mptcp", LOCAL, &[]);

@@ -208,6 +208,8 @@ fn a_reset_leaves_none() {
         drop(connection.client);
         connection.listener
     });
+    // The reset may arrive after the client's own close: its socket is done with then.
+    scenario.released(5000);
     let mut expected = connection_made();
     expected.push(client_released());
     scenario.expect(&expected);
@@ -353,7 +355,10 @@ fn purged_with_its_namespace() {
 /// The subflows are closed by a worker of the kernel once both ends are done; which end is first is
 /// open. Who closed is still the process whose connection it was.
 #[test]
-fn of_mptcp() {
+fn of_mptcp_if_the_kernel_has_it() {
+    if !Socket::has_mptcp() {
+        return;
+    }
     let steps = ["close", "say=closed", "wait"];
     let mut pair = Pair::new(("mptcp4", "mptcp4"), SERVER, SERVER, &steps);
     pair.server.go();

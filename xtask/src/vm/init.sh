@@ -30,12 +30,20 @@ for test in $TYPES; do
     echo "@end $?"
 done
 
+# The kernel skips a program on a processor where a preempted task is in the
+# middle of it: portwatch tells so, and how many, but a scenario whose event is
+# missing has failed. At one priority of SCHED_FIFO, which portwatch inherits
+# too, nobody preempts anybody.
+undisturbed() {
+    /suite/actor fifo exec=/suite/deps/host host "$@"
+}
+
 # What sleeps through a minute does so beside all others.
 for backend in $BACKENDS; do
     export PORTWATCH_TEST_BACKEND="$backend"
     for test in $SLOW; do
         {
-            /suite/deps/host --show-output --exact "$test" >"/tmp/slow.$backend" 2>&1
+            echo | undisturbed --show-output --exact "$test" >"/tmp/slow.$backend" 2>&1
             echo "@end $?" >>"/tmp/slow.$backend"
         } &
     done
@@ -46,7 +54,7 @@ for backend in $BACKENDS; do
     /suite/portwatch doctor -v --backend "$backend"
     echo "@end $?"
     echo "@begin suite $backend"
-    /suite/deps/host --show-output --test-threads 4 $FILTERS $SKIPPED
+    echo | undisturbed --show-output --test-threads 4 $FILTERS $SKIPPED
     echo "@end $?"
     echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
 done
