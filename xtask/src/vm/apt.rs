@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lock::{Arch, Kernel, MATRIX, Package, Series};
+use super::lock::{self, Arch, BUSYBOX, Kernel, Package, Series};
 use crate::process::{capture, run_silently, say};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -63,8 +63,19 @@ impl Apt {
         command
     }
 
-    /// The newest kernel of a series.
+    /// The newest kernel of a series, or the newest busybox.
     pub fn newest(&self, series: &Series) -> Result<Kernel> {
+        if *series == BUSYBOX {
+            let mut all = self.available.iter();
+            let (_, package) = all
+                .find(|(name, _)| name == "busybox-static")
+                .with_context(|| format!("no busybox-static in {}", series.suite))?;
+            return Ok(Kernel {
+                series: BUSYBOX.name,
+                arch: self.arch,
+                packages: vec![package.clone()],
+            });
+        }
         let suffix = format!("-cloud-{}", self.arch.debian());
         let mut newest: Option<(&str, &Package)> = None;
         for (name, package) in &self.available {
@@ -146,7 +157,7 @@ fn sources() -> Result<String> {
             )
         })
     };
-    let mut suites: Vec<_> = MATRIX.iter().map(|series| series.suite).collect();
+    let mut suites: Vec<_> = lock::all().map(|series| series.suite).collect();
     suites.dedup();
     let mut text = String::new();
     for suite in suites {

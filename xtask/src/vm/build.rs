@@ -1,12 +1,13 @@
 //! Programs for guests: linked statically, since a guest has no libraries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use super::lock::Arch;
-use crate::process::{cargo, shown};
+use crate::package::install;
+use crate::process::{capture, cargo, find_program, run_silently, say, shown, top};
 
 /// The programs a guest gets.
 pub struct Programs {
@@ -50,6 +51,10 @@ pub fn programs(arch: Arch) -> Result<Programs> {
             "prototypes",
         ])
         .args(["--message-format", "json-render-diagnostics"])
+        .envs(
+            linker(arch, &target)?
+                .map(|linker| (format!("CARGO_TARGET_{variable}_LINKER"), linker)),
+        )
         .env(
             format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
             "-C target-feature=+crt-static",
@@ -79,6 +84,36 @@ pub fn programs(arch: Arch) -> Result<Programs> {
         btf: executable("test", "btf")?,
         prototypes: executable("test", "prototypes")?,
     })
+}
+
+/// The linker for another architecture than this machine's, installed with that
+/// one's C library and Rust's standard library where they are missing.
+fn linker(arch: Arch, target: &str) -> Result<Option<String>> {
+    if arch.is_here() {
+        return Ok(None);
+    }
+    let linker = format!("{}-linux-gnu-gcc", arch.name());
+    if find_program(&linker).is_none() {
+        let compiler = format!("gcc-{}-linux-gnu", arch.name().replace('_', "-"));
+        let libc = format!("libc6-dev-{}-cross", arch.debian());
+        install(&[&compiler, &libc])?;
+    }
+    let sysroot = capture(
+        Command::new("rustc")
+            .args(["--print", "sysroot"])
+            .current_dir(top()),
+    )?;
+    let library = Path::new(sysroot.trim()).join("lib/rustlib").join(target);
+    if !library.exists() {
+        say(&format!("rustup target add {target}"));
+        run_silently(
+            Command::new("rustup")
+                .args(["target", "add", target])
+                .current_dir(top()),
+        )
+        .with_context(|| format!("no standard library of Rust for {target}"))?;
+    }
+    Ok(Some(linker))
 }
 
 fn output(command: &mut Command) -> Result<String> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::build::Programs;
 use super::cpio::Archive;
 use super::kernel::Unpacked;
-use crate::process::{find_program, top};
+use crate::process::top;
 
 const INIT: &[u8] = include_bytes!("init.sh");
 const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\n\
@@ -27,7 +27,12 @@ const READ_BY_TESTS: [&str; 3] = [
 ///
 /// It is not compressed: an emulated processor is slower at that than qemu at
 /// handing it over.
-pub fn make(kernel: &Unpacked, programs: &Programs, settings: &str) -> Result<Vec<u8>> {
+pub fn make(
+    kernel: &Unpacked,
+    busybox: &Path,
+    programs: &Programs,
+    settings: &str,
+) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.device("/dev/console", 5, 1);
     archive.device("/dev/null", 1, 3);
@@ -35,13 +40,12 @@ pub fn make(kernel: &Unpacked, programs: &Programs, settings: &str) -> Result<Ve
     archive.file("/etc/passwd", false, PASSWD);
     archive.file("/etc/group", false, GROUP);
     archive.file("/suite/settings", false, settings.as_bytes());
-    let busybox = find_program("busybox").context("there is no busybox")?;
     let mut add = |place: &str, file: &Path| {
         let content = fs::read(file).with_context(|| file.display().to_string())?;
         archive.file(place, true, &content);
         anyhow::Ok(())
     };
-    add("/bin/busybox", &busybox)?;
+    add("/bin/busybox", busybox)?;
     add("/suite/portwatch", &programs.portwatch)?;
     // The scenarios look for it above the folder that they are in.
     add("/suite/actor", &programs.actor)?;

@@ -52,6 +52,18 @@ pub const MATRIX: [Series; 5] = [
     },
 ];
 
+/// The shell of guests of another architecture than this machine's.
+pub const BUSYBOX: Series = Series {
+    name: "busybox",
+    suite: "bookworm",
+    arches: &[Arch::Aarch64],
+};
+
+/// The series of the lock file.
+pub fn all() -> impl Iterator<Item = &'static Series> {
+    MATRIX.iter().chain([&BUSYBOX])
+}
+
 /// An architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Arch {
@@ -70,6 +82,11 @@ impl Arch {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
         }
+    }
+
+    /// Whether it is this machine's.
+    pub fn is_here(self) -> bool {
+        self.name() == std::env::consts::ARCH
     }
 
     /// The name it has in Debian.
@@ -94,7 +111,7 @@ pub struct Package {
     pub sha256: String,
 }
 
-/// The packages of one kernel of the matrix.
+/// The packages of one kernel of the matrix, or of busybox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// Its series.
@@ -129,8 +146,7 @@ fn parse(text: &str) -> Result<Vec<Kernel>> {
         let [series, arch, name, version, size, sha256] = fields[..] else {
             bail!("{line:?} has not six columns");
         };
-        let series = MATRIX
-            .iter()
+        let series = all()
             .find(|known| known.name == series)
             .with_context(|| format!("{line:?}: there is no series {series}"))?;
         let arch = Arch::from_str(arch, false)
@@ -183,7 +199,7 @@ fn print(kernels: &[Kernel]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arch, MATRIX, parse, print, read};
+    use super::{Arch, all, parse, print, read};
 
     #[test]
     fn what_is_written_is_read() {
@@ -215,8 +231,7 @@ mod tests {
             .iter()
             .map(|kernel| (kernel.series, kernel.arch))
             .collect();
-        let matrix: Vec<_> = MATRIX
-            .iter()
+        let matrix: Vec<_> = all()
             .flat_map(|series| series.arches.iter().map(|arch| (series.name, *arch)))
             .collect();
         assert_eq!(locked, matrix);

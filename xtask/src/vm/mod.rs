@@ -14,6 +14,7 @@ mod verified;
 
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
@@ -25,7 +26,7 @@ use crate::process::{say, target_folder};
 use crate::tally::Tally;
 use guest::{End, Guest};
 use kernel::{Store, Unpacked};
-use lock::{Arch, Kernel, MATRIX};
+use lock::{Arch, BUSYBOX, Kernel, MATRIX};
 use report::{Line, Report};
 
 /// Guests at a time.
@@ -33,16 +34,10 @@ const AT_ONCE: usize = 2;
 /// How many times as long as usual a guest's tests wait before they give up.
 const PATIENCE: u32 = 12;
 
-const PROGRAMS: &[Provided] = &[
-    Provided {
-        program: "busybox",
-        package: "busybox-static",
-    },
-    Provided {
-        program: "xz",
-        package: "xz-utils",
-    },
-];
+const PROGRAMS: &[Provided] = &[Provided {
+    program: "xz",
+    package: "xz-utils",
+}];
 
 /// The arguments of `cargo xtask vm`.
 #[derive(clap::Args)]
@@ -134,10 +129,11 @@ fn run(args: &Args) -> Result<Outcome> {
     }])?;
     let programs = build::programs(args.arch)?;
     let mut store = Store::new()?;
+    let busybox = store.busybox(args.arch)?;
     let mut kernels = Vec::new();
     for locked in lock::read()? {
         let wanted = args.kernels.is_empty() || args.kernels.iter().any(|it| it == locked.series);
-        if wanted && locked.arch == args.arch {
+        if wanted && locked.arch == args.arch && locked.series != BUSYBOX.name {
             kernels.push(store.get(&locked)?);
         }
     }
@@ -149,6 +145,7 @@ fn run(args: &Args) -> Result<Outcome> {
     let run = Run {
         args,
         programs: &programs,
+        busybox: &busybox,
         recorded: verified::read().unwrap_or_default(),
     };
     let mut outcomes = run.guests(kernels)?;
@@ -179,6 +176,7 @@ fn run(args: &Args) -> Result<Outcome> {
 struct Run<'a> {
     args: &'a Args,
     programs: &'a build::Programs,
+    busybox: &'a Path,
     recorded: verified::Counts,
 }
 
@@ -234,7 +232,7 @@ impl Run<'_> {
             console: folder.join("console.log"),
         };
         let settings = self.settings(&kernel.kernel);
-        let archive = initramfs::make(kernel, self.programs, &settings)?;
+        let archive = initramfs::make(kernel, self.busybox, self.programs, &settings)?;
         fs::write(&guest.initramfs, archive)?;
 
         let mut outcome = GuestOutcome::default();
