@@ -2,6 +2,7 @@
 //! guest of its own, two at a time.
 
 mod apt;
+pub mod bench;
 mod build;
 mod cpio;
 mod guest;
@@ -24,7 +25,7 @@ use anyhow::{Context, Result, ensure};
 use crate::package::{Provided, provide};
 use crate::process::{say, target_folder};
 use crate::tally::Tally;
-use guest::{End, Guest};
+use guest::{Clock, End, Guest};
 use kernel::{Store, Unpacked};
 use lock::{Arch, BUSYBOX, Kernel, MATRIX};
 use report::{Line, Report};
@@ -230,6 +231,7 @@ impl Run<'_> {
             image: kernel.image.clone(),
             initramfs: folder.join("initramfs.cpio"),
             console: folder.join("console.log"),
+            clock: Clock::Real,
         };
         let settings = self.settings(&kernel.kernel);
         let archive = initramfs::make(kernel, self.busybox, self.programs, &settings)?;
