@@ -82,6 +82,7 @@ macro_rules! for_each_field {
             SOCK_USERLOCKS: bits required "sock:sk_userlocks",
             SOCK_KERNEL: bits required "sock:sk_kern_sock",
             SOCK_SOCKET: plain required "sock:sk_socket",
+            SOCK_UID: plain required "sock:sk_uid",
             // inet_flags since 6.6, single bits before.
             INET_FLAGS: plain optional "inet_sock:inet_flags",
             INET_FREEBIND: bits optional "inet_sock:freebind",
@@ -98,6 +99,31 @@ macro_rules! for_each_field {
             DEV_IFINDEX: plain optional "net_device:ifindex",
             DEV_NAME: plain optional "net_device:name",
             DEV_INDEX_HLIST: plain optional "net_device:index_hlist",
+
+            // The tables of ports: TCP's by bucket, of which from 6.8 on sockets are found through
+            // its buckets by address, and UDP's.
+            NET_HASH_MIX: plain required "net:hash_mix",
+            NET_HASHINFO: plain required "net:ipv4.tcp_death_row.hashinfo",
+            HASHINFO_BHASH: plain required "inet_hashinfo:bhash",
+            HASHINFO_BHASH_SIZE: plain required "inet_hashinfo:bhash_size",
+            BHASH_CHAIN: plain required "inet_bind_hashbucket:chain",
+            BHASH_BUCKET: size required "inet_bind_hashbucket",
+            TB_PORT: plain required "inet_bind_bucket:port",
+            TB_NET: plain required "inet_bind_bucket:ib_net.net",
+            TB_NODE: plain required "inet_bind_bucket:node",
+            TB_OWNERS: plain optional "inet_bind_bucket:owners",
+            TB_BHASH2: plain optional "inet_bind_bucket:bhash2",
+            TB2_NODE: plain optional "inet_bind2_bucket:bhash_node",
+            TB2_OWNERS: plain optional "inet_bind2_bucket:owners",
+            SOCK_BIND_NODE: plain required "sock_common:skc_bind_node",
+            SOCK_NODE: plain required "sock_common:skc_node",
+            SOCK_PROT: plain required "sock_common:skc_prot",
+            NET_UDP_TABLE: plain optional "net:ipv4.udp_table",
+            PROT_UDP_TABLE: plain optional "proto:h.udp_table",
+            UDP_HASH: plain required "udp_table:hash",
+            UDP_MASK: plain required "udp_table:mask",
+            UDP_HEAD: plain required "udp_hslot:head",
+            UDP_SLOT: size required "udp_hslot",
 
             // TIME_WAIT.
             TW_SUBSTATE: plain required "inet_timewait_sock:tw_substate",

@@ -64,12 +64,22 @@ plain! {
         pub address: u64,
         /// The socket that `inet_bind` or `inet_listen` was entered for.
         pub sk: u64,
+        /// 1 once the kernel's check has run into another socket, which the map `CONFLICTS` has.
+        pub met: u64,
         /// The address in kernel memory given to `inet_bind`.
         pub sockaddr: u64,
         /// What was asked of `inet_bind`, at its entry.
         pub requested: Requested,
         /// What a cgroup program made of it.
         pub rewritten: Rewritten,
+    }
+
+    /// Value of the map `PAIRS`: the two sockets that a thread compares, where its return is probed.
+    pub struct Pair {
+        /// The newcomer.
+        pub sk: u64,
+        /// The one that has the port.
+        pub sk2: u64,
     }
 
     /// Value of the map `AUTOBINDING`: the port that a thread asks for, where its return is probed.
@@ -157,6 +167,10 @@ pub mod lost {
 /// Capacity of the map `CALLS`: threads in a bind or listen at a time, and some more, since it is an
 /// LRU map, which evicts in batches.
 pub const CALLS_CAPACITY: u32 = 8_192;
+/// Capacity of the maps `CONFLICTS` and `PAIRS`.
+pub const CONFLICTS_CAPACITY: u32 = 2_048;
+/// Capacity of the map `CONNECTORS`.
+pub const CONNECTORS_CAPACITY: u32 = 16_384;
 /// Capacity of the map `AUTOBINDING`.
 pub const AUTOBINDING_CAPACITY: u32 = 4_096;
 /// Capacity of the map `ENDING`.
@@ -171,6 +185,8 @@ pub const IDENTIFIED_CAPACITY: u32 = 16_384;
 pub const CONNECTING_CAPACITY: u32 = 1_024;
 /// Capacity of the map `QUERIES`: how many timewait sockets can be asked for at a time.
 pub const QUERIES_CAPACITY: u32 = 256;
+/// Capacity of the map `WANTED`: how many sockets' processes can be asked for at a time.
+pub const WANTED_CAPACITY: u32 = 8;
 /// Capacity of the filter maps.
 pub const FILTER_CAPACITY: u32 = 1_024;
 /// Words of the filter map `PORTS`, a bitmap of all ports.

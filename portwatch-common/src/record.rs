@@ -55,8 +55,14 @@ pub mod kind {
     /// [`super::Timewait`]: a timewait socket that was asked for has entered
     /// TIME_WAIT (not in the ring buffer, but read from the iterator).
     pub const TIMEWAIT_FOUND: u32 = 13;
+    /// [`super::Holder`]: a socket that has the port of a bind or listen of the same thread, whose
+    /// record follows.
+    pub const HOLDER: u32 = 14;
+    /// [`super::SnapshotEntry`]: a process that has a socket open which was asked for (not in the
+    /// ring buffer, but read from the iterator).
+    pub const OWNER: u32 = 15;
     /// How many kinds there are, with 0 unused.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 16;
 }
 
 /// Bits of [`Socket::options`].
@@ -82,6 +88,16 @@ pub mod socket_flag {
     /// The port was to be chosen by the kernel, for connect(2) or sendto(2) and the like without a
     /// bind(2) before.
     pub const AUTOBIND: u16 = 1 << 1;
+    /// No file leads to the socket: its process has closed it, or it never had one.
+    pub const NO_FILE: u16 = 1 << 2;
+}
+
+/// Values of [`Holder::evidence`].
+pub mod evidence {
+    /// Met by the kernel's own check, under the lock of the table: the last one before it failed.
+    pub const LOCKED: u32 = 1;
+    /// Found by a walk of the table, without its lock, just after.
+    pub const WALKED: u32 = 2;
 }
 
 /// Bits of [`Task::flags`].
@@ -306,6 +322,28 @@ plain! {
         pub reserved: u32,
     }
 
+    /// A socket that has the port which a bind or listen did not get.
+    pub struct Holder {
+        /// With [`kind::HOLDER`].
+        pub header: Header,
+        /// The newcomer's thread: [`Task::tid`] of the record that follows.
+        pub tid: u32,
+        /// One of [`evidence`].
+        pub evidence: u32,
+        /// The socket that has the port.
+        pub socket: Socket,
+        /// Who bound it, or connected it without a bind, if that was seen; else [`task_flag::UNKNOWN`].
+        pub binder: Task,
+        /// When it was bound (CLOCK_MONOTONIC, ns); 0 if that was not seen.
+        pub bound_at: u64,
+        /// Of a timewait socket: jiffies until its timer expires.
+        pub expires_in: u64,
+        /// `sk_uid`, as seen from the initial user namespace; a timewait socket has none.
+        pub uid: u32,
+        /// 1 if it was seen getting its port by connect(2), else 0.
+        pub autobound: u32,
+    }
+
     /// One ancestor of a process.
     pub struct Ancestor {
         /// `start_boottime` in nanoseconds.
@@ -429,6 +467,8 @@ unsafe impl Record for ListenUnix {}
 unsafe impl Record for Release {}
 // SAFETY: see the declarations above.
 unsafe impl Record for Timewait {}
+// SAFETY: see the declarations above.
+unsafe impl Record for Holder {}
 // SAFETY: see the declarations above.
 unsafe impl Record for Fork {}
 // SAFETY: see the declarations above.

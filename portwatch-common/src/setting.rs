@@ -29,6 +29,8 @@ macro_rules! for_each_setting {
             BIND_TAKES_SK: u32,
             /// 1 where listens are seen at `__inet_listen_sk(sk, …)`, 0 where at `inet_listen(socket, …)`.
             LISTEN_TAKES_SK: u32,
+            /// 1 where `inet_bind_conflict` decides over TCP (6.1 and later), 0 where `inet_rcv_saddr_equal` does.
+            BIND_CONFLICT: u32,
             /// 1 where `inet_twsk_hashdance_schedule` arms the timer, 0 where it was armed before.
             HASHDANCE_SCHEDULES: u32,
             /// Number of the `inet_flags` bit of IP_FREEBIND.

@@ -11,7 +11,7 @@ use portwatch_common::record::{
 use crate::layout::{Address, read_at, read_user, zero, zeroed};
 use crate::maps::BOUND;
 use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
-use crate::{call, emit, filter, task};
+use crate::{call, conflict, emit, filter, task};
 
 /// Offset of `sun_path` in `struct sockaddr_un`.
 const SUN_PATH: u32 = 2;
@@ -83,6 +83,9 @@ pub fn inet_left(sk: Address, sockaddr: Address, length: u32, result: i32) {
         if call.requested.family == 0 {
             read_requested::<true>(sockaddr, length, &mut call.requested);
         }
+        if result == conflict::EADDRINUSE {
+            conflict::tell(call::number_of(call), tried(call));
+        }
         returned(Some(sock::opened(sk)), 0, length, Some(call), result);
     }
 }
@@ -106,9 +109,43 @@ pub fn left(descriptor: u32, address: Address, length: u32, result: i32) {
     let opened = sock::of_descriptor(descriptor);
     if !opened.is_some_and(|opened| call::was_told(opened.sk)) {
         let call = call::current().filter(|call| call.kind == calls::BIND);
+        if result == conflict::EADDRINUSE {
+            let port = match &call {
+                Some(call) if call.requested.family != 0 => tried(call),
+                _ => port_at(address),
+            };
+            refused(opened, port);
+        }
         returned(opened, address, length, call.as_deref(), result);
     }
     call::leave();
+}
+
+/// The port that the kernel tried.
+#[inline(always)]
+fn tried(call: &Call) -> u16 {
+    if call.rewritten.is != 0 {
+        call.rewritten.port
+    } else {
+        call.requested.port
+    }
+}
+
+/// The port in a `struct sockaddr_in` or `sockaddr_in6` of the caller's.
+#[inline(always)]
+pub fn port_at(address: Address) -> u16 {
+    u16::from_be(read_user::<u16>(address.wrapping_add(2)).unwrap_or(0))
+}
+
+/// Tells who has the port that a bind(2) did not get.
+#[inline(always)]
+pub fn refused(opened: Option<Opened>, port: u16) {
+    if let Some(opened) = opened
+        && sock::family(opened.sk) != AF_UNIX
+        && sock::concerns_us(opened.sk)
+    {
+        conflict::tell(opened.sk, port);
+    }
 }
 
 /// A bind of the current task has returned: with `call` as of its entry, where that was seen.

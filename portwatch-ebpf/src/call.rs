@@ -79,6 +79,14 @@ pub fn outside(sk: Address) -> Option<&'static mut Call> {
     Some(call)
 }
 
+/// The socket of a call as a number: the register that it came in the verifier may know as a pointer,
+/// which a global function does not take.
+#[inline(always)]
+pub fn number_of(call: &Call) -> Address {
+    // SAFETY: the field is readable; volatile, so that it is read from the map.
+    unsafe { core::ptr::read_volatile(&raw const call.sk) }
+}
+
 /// Whether a system call of the current thread, which returns, has been told of already: its entry was
 /// missed, so what it did was taken for something outside of it.
 #[inline(always)]

@@ -11,12 +11,12 @@ use aya_ebpf::{
     macros::{kprobe, kretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use portwatch_common::map::{Autobinding, call as calls, lost};
+use portwatch_common::map::{Autobinding, Pair, call as calls, lost};
 
 use crate::layout::{self, Address, read};
-use crate::maps::AUTOBINDING;
+use crate::maps::{AUTOBINDING, PAIRS};
 use crate::trampoline::sock_of;
-use crate::{autobind, bind, call, emit, listen, release, timewait};
+use crate::{autobind, bind, call, conflict, emit, listen, release, timewait};
 
 /// A function's arguments, at its entry.
 struct Arguments(Address);
@@ -239,6 +239,51 @@ get_port!(
     kprobe_udp_v6_get_port,
     kretprobe_udp_v6_get_port,
     /// `int udp_v6_get_port(struct sock *sk, unsigned short snum)`
+);
+
+macro_rules! compare {
+    ($entry:ident, $exit:ident, $decide:path, $(#[$prototype:meta])*) => {
+        $(#[$prototype])*
+        #[kprobe]
+        pub fn $entry(ctx: ProbeContext) -> u32 {
+            // Called for much else; what is kept costs.
+            if call::current().is_some() {
+                let args = Arguments::of(&ctx);
+                let pair = Pair {
+                    sk: args.first(),
+                    sk2: args.second(),
+                };
+                let _ = PAIRS.insert(bpf_get_current_pid_tgid(), &pair, 0);
+            }
+            0
+        }
+
+        $(#[$prototype])*
+        #[kretprobe]
+        pub fn $exit(ctx: RetProbeContext) -> u32 {
+            if result(&ctx) as u8 != 0
+                && let Some(pair) = PAIRS.get_ptr(bpf_get_current_pid_tgid())
+            {
+                // SAFETY: the pointer is valid and aligned for the program's duration.
+                let pair = unsafe { *pair };
+                $decide(pair.sk, pair.sk2);
+            }
+            0
+        }
+    };
+}
+
+compare!(
+    kprobe_inet_bind_conflict,
+    kretprobe_inet_bind_conflict,
+    conflict::met,
+    /// `bool inet_bind_conflict(const struct sock *sk, struct sock *sk2, kuid_t sk_uid, bool relax, bool reuseport_cb_ok, bool reuseport_ok)`
+);
+compare!(
+    kprobe_inet_rcv_saddr_equal,
+    kretprobe_inet_rcv_saddr_equal,
+    conflict::compared,
+    /// `bool inet_rcv_saddr_equal(const struct sock *sk, const struct sock *sk2, bool match_wildcard)`
 );
 
 /// `int inet_release(struct socket *sock)`

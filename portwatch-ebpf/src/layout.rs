@@ -192,6 +192,8 @@ unsafe impl Zeroed for portwatch_common::record::SnapshotEntry {}
 // SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::record::Timewait {}
 // SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::record::Holder {}
+// SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::map::Bound {}
 // SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::map::Call {}

@@ -9,7 +9,7 @@ use portwatch_common::record::{Listen, ListenUnix, Socket, Task, UNIX_PATH, kind
 use crate::layout::{self, Address, read, zero, zeroed};
 use crate::maps::BOUND;
 use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
-use crate::{bind, call, emit, filter, task};
+use crate::{bind, call, conflict, emit, filter, task};
 
 /// `inet_listen` begins.
 #[inline(always)]
@@ -20,7 +20,8 @@ pub fn inet_entered(sk: Address, backlog: i32) {
 /// `inet_listen` is about to return. Within listen(2) its own return is told.
 #[inline(always)]
 pub fn inet_left(sk: Address, backlog: i32, result: i32) {
-    if call::outside(sk).is_some() {
+    if let Some(call) = call::outside(sk) {
+        refused(Some(sock::opened(call::number_of(call))), result);
         returned(Some(sock::opened(sk)), backlog, sock::owner(sk), result);
     }
 }
@@ -30,9 +31,20 @@ pub fn inet_left(sk: Address, backlog: i32, result: i32) {
 pub fn left(descriptor: u32, backlog: i32, result: i32) {
     let opened = sock::of_descriptor(descriptor);
     if !opened.is_some_and(|opened| call::was_told(opened.sk)) {
+        refused(opened, result);
         returned(opened, backlog, 0, result);
     }
     call::leave();
+}
+
+/// Tells who has the port, if a listen did not get it.
+#[inline(always)]
+pub fn refused(opened: Option<Opened>, result: i32) {
+    if result == conflict::EADDRINUSE
+        && let Some(opened) = opened
+    {
+        bind::refused(Some(opened), read(opened.sk, &layout::SOCK_NUM));
+    }
 }
 
 /// A listen of the current task has returned, on a socket with these bits of

@@ -13,6 +13,7 @@
 mod autobind;
 mod bind;
 mod call;
+mod conflict;
 mod emit;
 mod filter;
 mod kprobe;

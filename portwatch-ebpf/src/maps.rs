@@ -6,10 +6,11 @@ use aya_ebpf::{
 };
 use portwatch_common::map::{
     AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY,
-    CONNECTING_CAPACITY, Call, Cancelled, ENDING_CAPACITY, Endpoints, FILTER_CAPACITY,
-    IDENTIFIED_CAPACITY, PORT_WORDS, Peer, QUERIES_CAPACITY, control, lost,
+    CONFLICTS_CAPACITY, CONNECTING_CAPACITY, CONNECTORS_CAPACITY, Call, Cancelled, ENDING_CAPACITY,
+    Endpoints, FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Pair, Peer, QUERIES_CAPACITY,
+    WANTED_CAPACITY, control, lost,
 };
-use portwatch_common::record::Task;
+use portwatch_common::record::{Holder, Task};
 
 /// The records. The user side sets the size.
 #[map]
@@ -28,6 +29,18 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT, 0
 /// An LRU, since one outside of a system call stays behind: see [`crate::call::was_told`].
 #[map]
 pub static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(CALLS_CAPACITY, 0);
+
+/// The socket that the check for a thread's bind or listen ran into last, by `bpf_get_current_pid_tgid`.
+#[map]
+pub static CONFLICTS: LruHashMap<u64, Holder> = LruHashMap::with_max_entries(CONFLICTS_CAPACITY, 0);
+
+/// The two sockets that a thread compares, by `bpf_get_current_pid_tgid`, for the kretprobe.
+#[map]
+pub static PAIRS: LruHashMap<u64, Pair> = LruHashMap::with_max_entries(CONFLICTS_CAPACITY, 0);
+
+/// Addresses of sockets whose processes the user side asks for, up to the first 0.
+#[map]
+pub static WANTED: Array<u64> = Array::with_max_entries(WANTED_CAPACITY, 0);
 
 /// What a thread asks of `connect` or `get_port`, by `bpf_get_current_pid_tgid`, for the kretprobe.
 #[map]
@@ -49,6 +62,11 @@ pub static BOUND: HashMap<u64, Bound> = HashMap::with_max_entries(BOUND_CAPACITY
 /// made later, mostly in a softirq on top of a stranger.
 #[map]
 pub static CLOSERS: LruHashMap<Endpoints, Task> = LruHashMap::with_max_entries(CLOSERS_CAPACITY, 0);
+
+/// Who connected a socket that had no port, by the address of its `struct sock`. Apart from the bound
+/// ones: connections churn.
+#[map]
+pub static CONNECTORS: LruHashMap<u64, Task> = LruHashMap::with_max_entries(CONNECTORS_CAPACITY, 0);
 
 /// The peer of a thread's connect(2), by `bpf_get_current_pid_tgid`.
 #[map]

@@ -3,11 +3,11 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_seq_write};
-use portwatch_common::map::Bound;
+use portwatch_common::map::{Bound, WANTED_CAPACITY};
 use portwatch_common::record::{SnapshotEntry, Socket, kind, task_flag};
 
 use crate::layout::{self, Address, read_bits, zeroed};
-use crate::maps::BOUND;
+use crate::maps::{BOUND, WANTED};
 use crate::sock::{self, AF_INET, AF_INET6, IPPROTO_TCP};
 use crate::{bind, task};
 
@@ -45,6 +45,44 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
         remember(&entry.socket);
     }
     task::other(task, &mut entry.task);
+    write(seq, entry);
+}
+
+/// One open file of one task, told if it is one of the sockets asked for.
+#[inline(always)]
+pub fn owner(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: Address) {
+    let Some(opened) = sock::of_file(file) else {
+        return;
+    };
+    if !is_wanted(opened.sk) {
+        return;
+    }
+    let mut entry = MaybeUninit::uninit();
+    let entry: &mut SnapshotEntry = zeroed(&mut entry);
+    entry.header.kind = kind::OWNER;
+    // SAFETY: the helper has no preconditions.
+    entry.header.time = unsafe { bpf_ktime_get_ns() };
+    entry.descriptor = descriptor;
+    entry.socket.address = opened.sk;
+    entry.socket.inode = opened.inode;
+    task::other(task, &mut entry.task);
+    write(seq, entry);
+}
+
+#[inline(always)]
+fn is_wanted(sk: Address) -> bool {
+    for index in 0..WANTED_CAPACITY {
+        match WANTED.get(index) {
+            Some(wanted) if *wanted == sk => return true,
+            Some(wanted) if *wanted != 0 => {}
+            _ => return false,
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn write(seq: *mut core::ffi::c_void, entry: &SnapshotEntry) {
     // SAFETY: `entry` is valid for its length; if the buffer is full the kernel calls again.
     unsafe {
         bpf_seq_write(

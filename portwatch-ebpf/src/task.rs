@@ -7,7 +7,10 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user},
+    generated::{
+        bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user,
+        bpf_probe_read_user_str,
+    },
 };
 use portwatch_common::field::ABSENT;
 use portwatch_common::map::identified;
@@ -17,7 +20,7 @@ use portwatch_common::record::{
 };
 
 use crate::emit;
-use crate::layout::{self, Address, Head, address, read, read_at, read_into};
+use crate::layout::{self, Address, Head, address, read, read_at, read_into, read_user, zero};
 use crate::maps::IDENTIFIED;
 
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -93,7 +96,7 @@ pub fn identify(task: &Task) {
             return;
         }
     }
-    send(task);
+    send_identity();
 }
 
 /// [`Process`] with the arguments behind it.
@@ -107,29 +110,38 @@ struct WithArgs {
 // SAFETY: a Process, which is a multiple of eight bytes long, with bytes behind it.
 unsafe impl Record for WithArgs {}
 
+/// Sends who the current task is.
+///
+/// A global function, which the verifier goes through once for every program and not, as it does with
+/// others, for every path that leads to it: these are the longest of all. Such a one takes and gives
+/// only numbers.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn send(task: &Task) {
+extern "C" fn send_identity() -> i32 {
     let Some(mut entry) = emit::reserve::<WithArgs>(kind::PROCESS) else {
-        return;
+        return 0;
     };
     let record = entry.as_mut_ptr();
     // SAFETY: the helper has no preconditions.
-    let current = unsafe { bpf_get_current_task() };
-    let mm: Address = read(current, &layout::TASK_MM);
+    let current_task = unsafe { bpf_get_current_task() };
+    let mm: Address = read(current_task, &layout::TASK_MM);
     // SAFETY: `record` points to reserved, writable memory of the right size.
     unsafe {
         let process = &raw mut (*record).process;
-        emit::put(&raw mut (*process).task, task);
+        zero(&raw mut (*process).task);
+        current(&mut (*process).task);
         (*process).flags = 0;
         arguments(record, mm);
-        ids(process, current);
-        ancestors(process, current);
+        ids(process, current_task);
+        ancestors(process, current_task);
         executable(process, mm);
-        cgroups(process, current);
+        cgroups(process, current_task);
     }
     emit::submit(entry);
     // If the map is full of others, the record is only sent again next time.
-    let _ = IDENTIFIED.insert(task.tgid, identified::FULL, 0);
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let _ = IDENTIFIED.insert(tgid, identified::FULL, 0);
+    0
 }
 
 /// # Safety
@@ -153,7 +165,19 @@ unsafe fn arguments(record: *mut WithArgs, mm: Address) {
             (*process).flags |= process_flag::NO_MEMORY;
         } else if wanted != 0 {
             let buffer = (&raw mut (*record).args).cast();
-            if bpf_probe_read_user(buffer, wanted, start as *const _) == 0 {
+            // A title (setproctitle) that is longer than the arguments it was written over goes on
+            // behind them, up to a NUL: then none stands at their end (get_mm_cmdline in
+            // fs/proc/base.c, 5.10 to 7.3).
+            if read_user::<u8>(end - 1).unwrap_or(0) != 0 {
+                let read = bpf_probe_read_user_str(buffer, ARGS_CAPACITY as u32, start as *const _);
+                if read > 0 {
+                    (*process).args_read = read as u32;
+                    // One that fills the buffer may go on.
+                    (*process).args_length = read as u32 + (read as usize / ARGS_CAPACITY) as u32;
+                } else {
+                    (*process).flags |= process_flag::NO_ARGS;
+                }
+            } else if bpf_probe_read_user(buffer, wanted, start as *const _) == 0 {
                 (*process).args_read = wanted;
             } else {
                 (*process).flags |= process_flag::NO_ARGS;
@@ -429,6 +453,12 @@ pub fn forked(parent: Address, child: Address) {
 #[inline(always)]
 pub fn executed(task: Address) {
     forget(task, kind::EXEC);
+}
+
+/// A task is put into another cgroup: its process is to be told anew when it next does something.
+#[inline(always)]
+pub fn moved(task: Address) {
+    let _ = IDENTIFIED.remove(read::<u32>(task, &layout::TASK_TGID));
 }
 
 /// A task is no more.

@@ -17,7 +17,7 @@ use portwatch_common::map::{Cancelled, Peer, filter as filters};
 use portwatch_common::record::{Socket, Task, Timewait, cancel, kind, task_flag};
 
 use crate::layout::{self, Address, read, zeroed};
-use crate::maps::{CANCELLED, CLOSERS, CONNECTING, ENDING, QUERIES};
+use crate::maps::{CANCELLED, CLOSERS, CONNECTING, CONNECTORS, ENDING, QUERIES};
 use crate::{emit, filter, release, sock, task};
 
 // enum in include/net/tcp_states.h
@@ -59,6 +59,9 @@ fn connecting(sk: Address) {
         remote_port: socket.remote_port,
         reserved: 0,
     };
+    if socket.local_port == 0 {
+        let _ = CONNECTORS.insert(sk, &*task, 0);
+    }
     let _ = CONNECTING.insert(bpf_get_current_pid_tgid(), &peer, 0);
 }
 
@@ -97,7 +100,7 @@ fn wanted(socket: &Socket) -> bool {
 
 /// Jiffies until a timewait socket's timer expires.
 #[inline(always)]
-fn expires_in(tw: Address) -> u64 {
+pub fn expires_in(tw: Address) -> u64 {
     let timer = tw.wrapping_add(u64::from(layout::TW_TIMER.load()));
     let expires: u64 = read(timer, &layout::TIMER_EXPIRES);
     // SAFETY: the helper has no preconditions.
@@ -255,8 +258,7 @@ pub fn killed(tw: Address) {
 #[inline(always)]
 fn is_purged(tw: Address) -> bool {
     let net: Address = read(tw, &layout::SOCK_NET);
-    layout::address(net, &layout::NET_COUNT)
-        .is_some_and(|count| layout::read_at::<u32>(count) == 0)
+    layout::address(net, &layout::NET_COUNT).is_some_and(|count| layout::read_at::<u32>(count) == 0)
 }
 
 /// Why a timer is being cancelled, as far as it can be told from here.

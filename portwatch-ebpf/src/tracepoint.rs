@@ -10,7 +10,7 @@ use aya_ebpf::{
 
 use crate::layout::{self, Address, load_typed, read, read_user};
 use crate::sock::of_descriptor;
-use crate::{bind, listen, release, snapshot, task, timewait};
+use crate::{bind, conflict, listen, release, snapshot, task, timewait};
 
 /// A system call that concerns us, with its arguments.
 enum Call {
@@ -105,12 +105,17 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "bind of {} returned {}", descriptor, result);
             let opened = of_descriptor(descriptor);
+            if result as i32 == conflict::EADDRINUSE {
+                bind::refused(opened, bind::port_at(address));
+            }
             bind::returned(opened, address, length, None, result as i32);
         }
         Some(Call::Listen(descriptor, backlog)) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "listen on {} returned {}", descriptor, result);
-            listen::returned(of_descriptor(descriptor), backlog, 0, result as i32);
+            let opened = of_descriptor(descriptor);
+            listen::refused(opened, result as i32);
+            listen::returned(opened, backlog, 0, result as i32);
         }
         None => {}
     }
@@ -198,6 +203,13 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `void cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    task::moved(ctx.arg(2));
+    0
+}
+
 /// `void sched_process_free(struct task_struct *p)`
 #[btf_tracepoint(function = "sched_process_free")]
 pub fn sched_process_free(ctx: BtfTracePointContext) -> i32 {
@@ -232,6 +244,20 @@ pub extern "C" fn task_file(ctx: *const TaskFile) -> i32 {
         let (task, file) = ((*ctx).task, (*ctx).file);
         if task != 0 && file != 0 {
             snapshot::file((*(*ctx).meta).seq, task, (*ctx).fd, file);
+        }
+    }
+    0
+}
+
+/// `int bpf_iter_task_file(struct bpf_iter_meta *meta, struct task_struct *task, u32 fd, struct file *file)`
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn owners(ctx: *const TaskFile) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let (task, file) = ((*ctx).task, (*ctx).file);
+        if task != 0 && file != 0 {
+            snapshot::owner((*(*ctx).meta).seq, task, (*ctx).fd, file);
         }
     }
     0

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use portwatch_common::map::call as calls;
 
 use crate::layout::{self, Address, read};
-use crate::{autobind, bind, call, listen, release, timewait};
+use crate::{autobind, bind, call, conflict, listen, release, timewait};
 
 /// The `struct sock` that a function got: as such, or with the `struct socket` around it.
 #[inline(always)]
@@ -128,6 +128,28 @@ pub fn fexit_udp_v4_get_port(ctx: FExitContext) -> i32 {
 #[fexit(function = "udp_v6_get_port")]
 pub fn fexit_udp_v6_get_port(ctx: FExitContext) -> i32 {
     autobind::got_port(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// `bool inet_bind_conflict(const struct sock *sk, struct sock *sk2, kuid_t sk_uid, bool relax, bool reuseport_cb_ok, bool reuseport_ok)`
+#[fexit(function = "inet_bind_conflict")]
+pub fn fexit_inet_bind_conflict(ctx: FExitContext) -> i32 {
+    let conflict: u8 = ctx.arg(6);
+    if conflict != 0 {
+        conflict::met(ctx.arg(0), ctx.arg(1));
+    }
+    0
+}
+
+/// `bool inet_rcv_saddr_equal(const struct sock *sk, const struct sock *sk2, bool match_wildcard)`
+///
+/// From 6.1 on TCP's check goes on to `inet_bind_conflict`, or was there before.
+#[fexit(function = "inet_rcv_saddr_equal")]
+pub fn fexit_inet_rcv_saddr_equal(ctx: FExitContext) -> i32 {
+    let equal: u8 = ctx.arg(3);
+    if equal != 0 {
+        conflict::compared(ctx.arg(0), ctx.arg(1));
+    }
     0
 }
 

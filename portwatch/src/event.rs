@@ -4,6 +4,7 @@
 //! Absent knowledge is an absent key, never a made-up value.
 
 mod conflict;
+mod listed;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
+pub use listed::{Listed, Timewaits};
 
 /// The version of the schema that every object names.
 pub const SCHEMA: &str = "portwatch/1";
@@ -61,6 +63,10 @@ pub enum Body {
     Lost(Lost),
     /// The stream ends.
     End(End),
+    /// A socket that has a port, of a list.
+    Socket(Listed),
+    /// The connections in TIME_WAIT on a port, of a list.
+    Timewaits(Timewaits),
 }
 
 impl Body {
@@ -75,6 +81,8 @@ impl Body {
             Self::Timewait(_) => "timewait",
             Self::Lost(_) => "lost",
             Self::End(_) => "end",
+            Self::Socket(_) => "socket",
+            Self::Timewaits(_) => "timewaits",
         }
     }
 }
@@ -247,6 +255,9 @@ pub struct Bind {
     /// Nobody called bind(2): connect(2), sendto(2) or the like needed a port, and there was none.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub autobind: bool,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Box<Conflict>>,
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Actor>,
@@ -262,6 +273,9 @@ pub struct Listen {
     pub socket: Socket,
     /// The backlog asked for.
     pub backlog: i32,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Box<Conflict>>,
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Actor>,

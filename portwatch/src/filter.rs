@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use portwatch_common::map::filter;
 
-use crate::event::{Actor, Address, Body, Family, Outcome, Socket, Transport};
+use crate::event::{Actor, Address, Body, Family, Outcome, Socket, Timewaits, Transport};
 
 /// A kind of event that can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -119,6 +119,15 @@ impl Filter {
                     && self.passes_socket(&timewait.socket, None)
                     && self.passes_actor(timewait.process.as_ref())
             }
+            Body::Socket(listed) => {
+                let processes = &listed.processes;
+                self.passes_socket(&listed.socket.socket, None)
+                    && (self.passes_actor(None)
+                        || processes.iter().any(|actor| self.passes_actor(Some(actor))))
+            }
+            Body::Timewaits(timewaits) => {
+                self.passes_timewaits(timewaits) && self.passes_actor(None)
+            }
             Body::Start(_) | Body::Lost(_) | Body::End(_) => true,
         }
     }
@@ -154,6 +163,14 @@ impl Filter {
                 .netns
                 .is_some_and(|netns| self.netns.contains(&netns));
         family && transport && port && netns
+    }
+
+    /// They are of one port, and of every address and family.
+    fn passes_timewaits(&self, timewaits: &Timewaits) -> bool {
+        let port = timewaits.port;
+        (self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port)))
+            && (self.netns.is_empty() || self.netns.contains(&timewaits.netns))
+            && (self.tcp || !self.udp)
     }
 
     fn passes_actor(&self, actor: Option<&Actor>) -> bool {

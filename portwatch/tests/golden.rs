@@ -264,6 +264,7 @@ prop_compose! {
                 socket,
                 requested: requested.and_then(|socket| socket.local),
                 autobind: false,
+                conflict: None,
                 process: process.map(|process| Actor {
                     process: Arc::new(process),
                     ..samples::actor(1, &comm, Process::default())

@@ -4,6 +4,8 @@
 //! kernel's. Where there are several functions the hook is at the first that the kernel has. One
 //! that this kernel does not have is for the backends to cope with.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

@@ -103,7 +103,15 @@ fn every_line_keeps_to_the_schema() {
         assert!(errors.is_empty(), "{name}: {errors:#?}\n{line}");
     }
     for kind in [
-        "start", "bind", "listen", "release", "timewait", "lost", "end",
+        "start",
+        "bind",
+        "listen",
+        "release",
+        "timewait",
+        "lost",
+        "end",
+        "socket",
+        "timewaits",
     ] {
         assert!(lines.iter().any(|line| line["event"] == kind), "no {kind}");
     }
@@ -169,6 +177,20 @@ fn what_is_no_line_is_refused() {
         ("lost ring", "/where", MISSING),
         ("lost ring", "/count", Some(json!("many"))),
         ("start", "/version", MISSING),
+        (
+            "socket of two processes",
+            "/ownership",
+            Some(json!("perhaps")),
+        ),
+        ("socket of two processes", "/socket", MISSING),
+        (
+            "socket of two processes",
+            "/socket/uid",
+            Some(json!("root")),
+        ),
+        ("socket of two processes", "/processes/0/pid", MISSING),
+        ("timewaits", "/count", MISSING),
+        ("timewaits", "/port", Some(json!(65_536))),
         ("end", "/counts", MISSING),
     ] {
         let mut line = line(name);

@@ -30,7 +30,8 @@ impl Names {
         let Some(object) = event.as_object_mut() else {
             return event;
         };
-        for key in ["schema", "seq", "time"] {
+        // Why something was refused is told apart: see `tests/host/conflict.rs`.
+        for key in ["schema", "seq", "time", "conflict"] {
             object.remove(key);
         }
         for key in ["process", "binder"] {

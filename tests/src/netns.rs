@@ -180,6 +180,26 @@ impl Netns {
         self.wait_for_socket(table, ports, |state| state.is_none());
     }
 
+    /// Waits until so many TCP connections of IPv4 are in TIME_WAIT.
+    pub fn wait_for_timewaits(&self, count: usize) {
+        let begin = Instant::now();
+        self.run_while_forking(|| {
+            loop {
+                let sockets = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+                // The state is the fourth field, in hexadecimal: TCP_TIME_WAIT is 6.
+                let waiting = |line: &&str| line.split_ascii_whitespace().nth(3) == Some("06");
+                if sockets.lines().filter(waiting).count() == count {
+                    return;
+                }
+                assert!(
+                    begin.elapsed() < *LIMIT,
+                    "not {count} TIME_WAITs:\n{sockets}"
+                );
+                thread::yield_now();
+            }
+        });
+    }
+
     /// Looks until what is seen of the socket is right: nothing tells of these states.
     fn wait_for_socket(
         &self,

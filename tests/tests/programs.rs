@@ -360,15 +360,6 @@ impl Drop for Nginx {
     }
 }
 
-/// What nginx writes over its arguments. It goes on over the environment where it is longer, but
-/// what is read is as long as the arguments were.
-fn title(arguments: &[u8], title: &str) -> Vec<u8> {
-    let mut title = title.as_bytes().to_vec();
-    title.truncate(arguments.len());
-    title.push(0);
-    title
-}
-
 /// Waits for what no event tells.
 fn wait_until<T>(otherwise: &str, look: impl Fn() -> Option<T>) -> T {
     let begin = Instant::now();
@@ -442,8 +433,9 @@ fn nginx_as_daemon() {
     assert!(status.success(), "nginx: {}", ended(status));
     let client = nginx.ask(&scenario);
     let line = String::from_utf8_lossy(&starter.arguments).replace('\0', " ");
-    let title = title(&starter.arguments, &format!("nginx: master process {line}"));
-    let master = Identity::of(nginx.master()).with_args(&title);
+    // Longer than the arguments it was written over.
+    let title = format!("nginx: master process {}\0", line.trim_end());
+    let master = Identity::of(nginx.master()).with_args(title.as_bytes());
     let worker = worker_of(master.pid);
     let pid = Pid::from_raw(master.pid.cast_signed());
     let myself = Identity::of(std::process::id()).child(starter.child.id());

@@ -18,6 +18,14 @@ const PEERS: &[Provided] = &[
         program: "strace",
         package: "strace",
     },
+    Provided {
+        program: "ss",
+        package: "iproute2",
+    },
+    Provided {
+        program: "lsof",
+        package: "lsof",
+    },
 ];
 
 /// The arguments of `cargo xtask bench`.

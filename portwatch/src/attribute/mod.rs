@@ -1,7 +1,7 @@
 //! From records to events: who did it, in which container, and what a
 //! sequence of records means.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,25 +9,32 @@ use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
 use portwatch_common::record::{self, Requested, kind, socket_flag};
 
+use self::conflict::{AskOwners, Conflicts};
 use self::container::Containers;
 use self::order::Order;
 use self::process::{Found, Key, Processes};
 use self::timewait::{Change, Timewaits};
+use crate::diagnose;
+use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Origin};
 use crate::event::{
-    AbstractText, Actor, Address, Bind, Body, Event, Family, Listen, Lost, Options, Outcome,
-    PathText, Phase, Release, Result, Socket, State, Timewait, Transport, text,
+    AbstractText, Actor, Address, Bind, Body, Conflict, Event, Family, HeldSocket, Holder, Listen,
+    Lost, Options, Outcome, Ownership, PathText, Phase, Release, Result, Socket, State, Timewait,
+    Transport, text,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
 use crate::kernel::losses::Losses;
-use crate::kernel::snapshot::Held;
+use crate::kernel::snapshot;
 use crate::kernel::stream::Batch;
 
 pub mod cgroup;
+pub mod conflict;
 pub mod container;
 pub mod order;
 pub mod process;
 pub mod timewait;
+
+const TCP_TIME_WAIT: u8 = 6;
 
 /// How long a reading of the clocks is good for.
 const CLOCK_FRESH: std::time::Duration = std::time::Duration::from_secs(1);
@@ -40,6 +47,7 @@ pub struct Attribution {
     containers: Containers,
     timewaits: Timewaits,
     listeners: Listeners,
+    conflicts: Conflicts,
     losses: Losses,
     undecoded: u64,
     clock: Clock,
@@ -83,7 +91,7 @@ impl Listeners {
 impl Attribution {
     /// Begins with what existed before.
     #[must_use]
-    pub fn new(held: &[Held]) -> Self {
+    pub fn new(held: &[snapshot::Held], ask_owners: AskOwners) -> Self {
         let mut listeners = Listeners::default();
         for held in held.iter().filter(|held| held.listening) {
             if let Some(address) = held.address {
@@ -96,6 +104,7 @@ impl Attribution {
             containers: Containers::new("/".as_ref()),
             timewaits: Timewaits::default(),
             listeners,
+            conflicts: Conflicts::new(ask_owners),
             // What was lost since the hooks are in place is lost to the stream.
             losses: Losses::default(),
             undecoded: 0,
@@ -120,10 +129,19 @@ impl Attribution {
             self.clock_read = Instant::now();
         }
         let undecoded = &mut self.undecoded;
+        let mut holders = HashSet::new();
         self.order.add(batch.records().filter_map(|record| {
             *undecoded += u64::from(record.is_err());
+            if let Ok(Record::Holder(holder)) = &record
+                && Conflicts::is_owned(holder)
+            {
+                holders.insert(holder.socket.address);
+            }
             record.ok()
         }));
+        if !holders.is_empty() {
+            self.conflicts.ask(&holders);
+        }
         self.ready(batch.complete_until, &mut emit);
         if let Some(losses) = &batch.losses {
             self.lost(losses, &mut emit);
@@ -161,6 +179,10 @@ impl Attribution {
             Record::Release(release) => Some(Body::Release(self.release(release))),
             // One of these may be two events.
             Record::Timewait(_) => None,
+            Record::Holder(holder) => {
+                self.conflicts.add(holder);
+                None
+            }
             Record::Process(identity) => {
                 let forgotten = self.processes.identified(identity);
                 self.forget(forgotten);
@@ -221,12 +243,26 @@ impl Attribution {
             socket.family = family(bind.requested.family);
         }
         socket.state = None;
+        let process = self.actor(&bind.task);
+        let conflict = (bind.result < 0 && !autobind).then(|| {
+            let mut facts = Facts::new(
+                Call::Bind,
+                bind.result.saturating_neg(),
+                self.clock.at_monotonic(bind.header.time),
+                socket.clone(),
+            );
+            if bind.result == -libc::EINVAL && bind.socket.local_port != 0 {
+                facts.already = address(&bind.socket);
+            }
+            self.conflict(facts, &bind.task, process.as_ref())
+        });
         Bind {
             result: result(bind.result),
             socket,
             requested,
             autobind,
-            process: self.actor(&bind.task),
+            conflict: conflict.map(Box::new),
+            process,
         }
     }
 
@@ -243,12 +279,90 @@ impl Attribution {
         } else {
             socket.state = None;
         }
+        let process = self.actor(&listen.task);
+        let conflict = (listen.result < 0).then(|| {
+            let facts = Facts::new(
+                Call::Listen,
+                listen.result.saturating_neg(),
+                self.clock.at_monotonic(listen.header.time),
+                socket.clone(),
+            );
+            self.conflict(facts, &listen.task, process.as_ref())
+        });
         Listen {
             result: result(listen.result),
             socket,
             backlog: listen.backlog,
-            process: self.actor(&listen.task),
+            conflict: conflict.map(Box::new),
+            process,
         }
+    }
+
+    /// Why a bind or listen of a task was refused.
+    fn conflict(
+        &mut self,
+        mut facts: Facts,
+        task: &record::Task,
+        process: Option<&Actor>,
+    ) -> Conflict {
+        let found = self.conflicts.take(task.tid);
+        facts.uid = Some(task.uid);
+        facts.process = process.cloned();
+        facts.host_netns = self.conflicts.host_netns();
+        facts.sysctls = self.conflicts.sysctls(facts.socket.netns);
+        if facts.errno == libc::EACCES {
+            facts.may_bind_low = process::may_bind_low(&self.proc, Key::of(task));
+        }
+        facts.evidence = conflict::evidence_of(&found);
+        facts.holders = found.iter().map(|found| self.held(found)).collect();
+        diagnose::diagnose(&facts)
+    }
+
+    /// A holder with its processes.
+    fn held(&mut self, found: &conflict::Found) -> Held {
+        let record = &found.record;
+        let timewait = record.socket.state == TCP_TIME_WAIT;
+        let binder = conflict::has_binder(record)
+            .then(|| self.actor(&record.binder))
+            .flatten();
+        let owners: Vec<_> = (found.owners.iter().flatten())
+            .filter_map(|task| self.actor(task))
+            .collect();
+        let (ownership, processes) = if !owners.is_empty() {
+            (Ownership::Verified, owners)
+        } else {
+            let last = if timewait {
+                self.timewaits.closer(&record.socket)
+            } else {
+                binder.clone()
+            };
+            match last {
+                Some(last) => (Ownership::LastKnown, vec![last]),
+                None => (Ownership::None, Vec::new()),
+            }
+        };
+        let holder = Holder {
+            socket: HeldSocket {
+                socket: socket(&record.socket, &[0; 16]),
+                uid: (!timewait).then_some(record.uid),
+            },
+            ownership,
+            bound_at: (record.bound_at != 0).then(|| self.clock.at_monotonic(record.bound_at)),
+            expires_in_ms: timewait
+                .then(|| milliseconds(record.expires_in.saturating_mul(self.jiffy))),
+            processes,
+            publishes: None,
+        };
+        let mut held = Held::from(holder);
+        if record.socket.flags & socket_flag::KERNEL != 0 {
+            held.kernel = Some(KernelSocket::default());
+        }
+        if record.autobound != 0 {
+            held.origin = Some(Origin::Autobound);
+        } else {
+            held.binder = binder;
+        }
+        held
     }
 
     fn release(&mut self, release: &record::Release) -> Release {
@@ -455,7 +569,9 @@ fn state(socket: &record::Socket) -> Option<State> {
     })
 }
 
-fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
+/// A socket of a record, with the name of the interface it is bound to, NUL-terminated.
+#[must_use]
+pub fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
     let family = family(raw.family);
     let nonzero = |number: u64| (number != 0).then_some(number);
     let inet = |address: [u8; 16], port| match family {
@@ -467,8 +583,8 @@ fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
         _ => None,
     };
     Socket {
-        // The descriptor was no socket where there is no address.
-        transport: (raw.address != 0).then(|| transport(raw)),
+        // The descriptor was no socket where there is neither.
+        transport: (raw.address != 0 || raw.sock_type != 0).then(|| transport(raw)),
         family,
         local: inet(raw.local, raw.local_port),
         remote: (raw.remote_port != 0)
@@ -497,6 +613,11 @@ fn requested_address(requested: &Requested, path: &[u8]) -> Option<Address> {
         libc::AF_UNIX => unix_address(path),
         _ => None,
     }
+}
+
+/// The address a socket has.
+fn address(raw: &record::Socket) -> Option<Address> {
+    socket(raw, &[0; 16]).local
 }
 
 /// The address that a cgroup program put in place of the one asked for.

@@ -126,7 +126,7 @@ mod tests {
         timewait.header.kind = kind;
         timewait.header.time = time;
         timewait.expires_in = expires_in;
-        Record::Timewait(Box::new(timewait))
+        Record::Timewait(timewait)
     }
 
     fn ahead_of(first: Record, behind: [Record; 2]) -> usize {

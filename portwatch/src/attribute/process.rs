@@ -91,6 +91,19 @@ impl Default for Processes {
     }
 }
 
+/// Whether a process that still lives may bind low ports: it has CAP_NET_BIND_SERVICE (effective,
+/// number 10 in include/uapi/linux/capability.h). That this counts in the user namespace of its
+/// network is not looked at, but for lacking it.
+pub fn may_bind_low(proc: &Path, key: Key) -> Option<bool> {
+    const CAP_NET_BIND_SERVICE: u32 = 10;
+    let pid = i32::try_from(key.tgid).ok()?;
+    let process = procfs::process::Process::new_with_root(proc.join(pid.to_string())).ok()?;
+    let status = process.status().ok()?;
+    let may = status.capeff >> CAP_NET_BIND_SERVICE & 1 == 1;
+    // One that has it and was refused all the same lacks it in another user namespace.
+    (!may).then_some(false)
+}
+
 impl Processes {
     /// A process has said who it is. Returns a process that had to be forgotten for it, of which
     /// the kernel side must be told.
@@ -401,6 +414,42 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
             gid: status.egid,
         },
     })
+}
+
+/// Who a task is, with what is read fast from `/proc`: its arguments and cgroup. For lists of many
+/// processes; nothing but what the task itself says of one that is gone. `name` is as in
+/// [`Processes::actor`].
+pub fn brief(
+    root: &Path,
+    task: &Task,
+    clock: Clock,
+    name: impl FnOnce(&ContainerRef) -> crate::event::Container,
+) -> Actor {
+    let directory = root.join(task.tgid.to_string());
+    let mut process = Process::default();
+    let args = std::fs::read(directory.join("cmdline")).ok();
+    let (v2, v1) = cgroups_from_proc(&directory);
+    // Read last: if it is the same process still, what was read before is its own.
+    let stat = procfs::process::Process::new_with_root(directory).and_then(|read| read.stat());
+    if stat.is_ok_and(|stat| stat.starttime == task.start / TICK) {
+        if let Some(args) = args {
+            let kept = args.len().min(portwatch_common::record::ARGS_CAPACITY);
+            process.args_truncated = kept < args.len();
+            set_args(&mut process, &args[..kept]);
+        }
+        process.container = set_cgroup(&mut process, &v2, &v1).map(|reference| name(&reference));
+    }
+    let (comm, comm_hex) = comm(&task.comm);
+    Actor {
+        pid: task.tgid,
+        tid: None,
+        comm,
+        comm_hex,
+        uid: task.uid,
+        start_time: clock.at_boottime(task.start),
+        gid: task.gid,
+        process: Arc::new(process),
+    }
 }
 
 fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {

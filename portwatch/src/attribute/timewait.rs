@@ -96,6 +96,14 @@ impl Timewaits {
         }
     }
 
+    /// Who closed the connection of a timewait socket, if that was seen.
+    pub fn closer(&self, socket: &record::Socket) -> Option<Actor> {
+        let followed = self.followed.peek(&socket.address)?;
+        let (local, remote) = ends(socket);
+        let same = followed.local == local && followed.remote == remote;
+        followed.closer.clone().filter(|_| same)
+    }
+
     /// Whether any wait in FIN_WAIT2.
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()

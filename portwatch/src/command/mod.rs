@@ -10,6 +10,8 @@ use crate::kernel::support::Unsupported;
 
 pub mod doctor;
 pub mod explain;
+pub mod list;
+mod options;
 pub mod pipeline;
 pub mod trace;
 pub mod value;
@@ -38,6 +40,8 @@ pub struct Cli {
 enum Command {
     /// Stream every bind, listen, release and TIME_WAIT as it happens
     Trace(Box<trace::Options>),
+    /// List every bound port of every network namespace, and who has it
+    List(list::Options),
     /// Tell what this kernel offers, which hooks are used and whether each one fires
     Doctor(doctor::Options),
     /// Explain why a bind or listen fails, and how it is fixed
@@ -63,6 +67,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Trace(options) => trace::run(*options),
+            Command::List(options) => list::run(options),
             Command::Doctor(options) => doctor::run(options),
             Command::Explain(options) => explain::run(&options),
             Command::Completions { shell } => {
@@ -155,7 +160,7 @@ mod tests {
         let error = man(Some("nonsense")).unwrap_err().to_string();
         assert!(
             error.starts_with(
-                "no subcommand nonsense: there are trace, doctor, explain, completions, man"
+                "no subcommand nonsense: there are trace, list, doctor, explain, completions, man"
             ),
             "{error}"
         );

@@ -129,7 +129,10 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     let (inputs, to_attribute) = mpsc::channel::<Input>(BATCHES);
 
     let identified = Arc::get_mut(&mut plan.side).and_then(KernelSide::take_identified);
-    let mut attribution = Attribution::new(&plan.snapshot.held);
+    let mut attribution = Attribution::new(&plan.snapshot.held, {
+        let side = Arc::clone(&plan.side);
+        Box::new(move |addresses| side.ask_owners(addresses).ok())
+    });
     let mut left = plan.snapshot.processes();
     for found in &plan.found {
         left.remove(&found.tgid);

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
-use std::ops::RangeInclusive;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +14,7 @@ use aya::maps::{MapData, RingBuf};
 use clap::{ArgAction, Args, ValueEnum};
 use portwatch_common::map::{FILTER_CAPACITY, filter as bit};
 
+use super::options::{Format, SocketFilter};
 use super::value::{self, BackendChoice};
 use super::{Usage, pipeline};
 use crate::attribute::process::{self, Found};
@@ -58,45 +58,8 @@ pub struct Options {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Filters")]
 struct FilterOptions {
-    /// Only these processes
-    #[arg(short, long, value_name = "PID", value_delimiter = ',', value_parser = value::pid)]
-    pid: Vec<u32>,
-
-    /// Only these local ports and ranges of ports (3000,8000-8100)
-    #[arg(short = 'P', long, value_name = "PORTS", value_delimiter = ',', value_parser = value::ports)]
-    port: Vec<RangeInclusive<u16>>,
-
-    /// Only these users, by name or number
-    #[arg(short, long, value_name = "USER", value_delimiter = ',', value_parser = value::user)]
-    uid: Vec<u32>,
-
-    /// Only these containers, by name or id
-    #[arg(short, long, value_name = "NAME|ID", value_delimiter = ',')]
-    container: Vec<String>,
-
-    /// Only processes of this name
-    #[arg(long, value_name = "NAME")]
-    comm: Vec<String>,
-
-    /// Only these network namespaces: name as of `ip netns`, path, or inode number
-    #[arg(long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns)]
-    netns: Vec<u32>,
-
-    /// Only IPv4
-    #[arg(short = '4', long)]
-    ipv4: bool,
-
-    /// Only IPv6
-    #[arg(short = '6', long)]
-    ipv6: bool,
-
-    /// Only TCP
-    #[arg(long)]
-    tcp: bool,
-
-    /// Only UDP
-    #[arg(long)]
-    udp: bool,
+    #[command(flatten)]
+    sockets: SocketFilter,
 
     /// Only failures
     #[arg(short = 'x', long)]
@@ -143,15 +106,6 @@ struct OutputOptions {
     verbose: u8,
 }
 
-/// How events are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A line of columns an event
-    Text,
-    /// A JSON object a line
-    Json,
-}
-
 /// When to colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum When {
@@ -165,32 +119,25 @@ enum When {
 
 impl FilterOptions {
     fn filter(self) -> Result<Filter, Usage> {
-        for (option, count) in [
-            ("--pid", self.pid.len()),
-            ("--uid", self.uid.len()),
-            ("--netns", self.netns.len()),
+        let filter = Filter {
+            failed: self.failed,
+            unix: self.unix,
+            events: self.events.into_iter().collect(),
+            ..self.sockets.filter()
+        };
+        for (option, values) in [
+            ("--pid", &filter.pids),
+            ("--uid", &filter.uids),
+            ("--netns", &filter.netns),
         ] {
+            let count = values.len();
             if count > FILTER_CAPACITY as usize {
                 return Err(Usage(format!(
                     "{count} values for {option}: {FILTER_CAPACITY} is the most"
                 )));
             }
         }
-        Ok(Filter {
-            pids: self.pid.into_iter().collect(),
-            ports: self.port,
-            uids: self.uid.into_iter().collect(),
-            containers: self.container.into_iter().collect(),
-            comms: self.comm.into_iter().collect(),
-            netns: self.netns.into_iter().collect(),
-            ipv4: self.ipv4,
-            ipv6: self.ipv6,
-            tcp: self.tcp,
-            udp: self.udp,
-            failed: self.failed,
-            unix: self.unix,
-            events: self.events.into_iter().collect(),
-        })
+        Ok(filter)
     }
 }
 

@@ -4,7 +4,7 @@
 //! is too short or of an unknown kind is an error, not a guess.
 
 use portwatch_common::record::{
-    self, Ancestor, Bind, BindUnix, Fork, Gone, Listen, ListenUnix, Process, Release, Task,
+    self, Ancestor, Bind, BindUnix, Fork, Gone, Holder, Listen, ListenUnix, Process, Release, Task,
     Timewait, kind, process_flag,
 };
 use zerocopy::FromBytes;
@@ -22,6 +22,8 @@ pub enum Record {
     Timewait(Timewait),
     /// Who a process is.
     Process(Box<Identity>),
+    /// A socket that has the port of a bind or listen that is refused.
+    Holder(Holder),
     /// A known process forked.
     Fork(Fork),
     /// A known process executed another program, or was reaped.
@@ -108,6 +110,7 @@ impl Record {
                 let (process, rest) = read::<Process>(bytes, kind)?;
                 Ok(Self::Process(Box::new(identity(&process, rest))))
             }
+            kind::HOLDER => Ok(Self::Holder(read(bytes, kind)?.0)),
             kind::FORK => Ok(Self::Fork(read(bytes, kind)?.0)),
             kind::EXEC | kind::REAP => Ok(Self::Gone(read(bytes, kind)?.0)),
             unknown => Err(DecodeError::Unknown(unknown)),
@@ -123,6 +126,7 @@ impl Record {
             Self::Release(release) => release.header.time,
             Self::Timewait(timewait) => timewait.header.time,
             Self::Process(process) => process.time,
+            Self::Holder(holder) => holder.header.time,
             Self::Fork(fork) => fork.header.time,
             Self::Gone(gone) => gone.header.time,
         }

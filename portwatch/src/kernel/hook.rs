@@ -48,6 +48,8 @@ pub enum Part {
     Release,
     /// Ports that the kernel could not choose, without a bind.
     Autobind,
+    /// The socket that the kernel's check ran into, where a bind or listen is refused.
+    Conflict,
     /// bind and listen. Nothing works without it.
     Bind,
     /// What existed before.
@@ -56,11 +58,12 @@ pub enum Part {
 
 impl Part {
     /// All, in the order in which they are put in place: what others rely on first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Process,
         Self::Timewait,
         Self::Release,
         Self::Autobind,
+        Self::Conflict,
         Self::Bind,
         Self::Snapshot,
     ];
@@ -73,6 +76,7 @@ impl Part {
             Self::Timewait => "timewait",
             Self::Release => "release",
             Self::Autobind => "autobind",
+            Self::Conflict => "conflict",
             Self::Bind => "bind",
             Self::Snapshot => "snapshot",
         }
@@ -90,6 +94,9 @@ impl Part {
         match self {
             Self::Bind => "bind and listen",
             Self::Autobind => "that no port was left for connect(2) or sendto(2)",
+            Self::Conflict => {
+                "the holder as the kernel's own check meets it; the table of ports is walked just after"
+            }
             Self::Release => "some releases",
             Self::Timewait => "TIME_WAIT",
             Self::Process => "the arguments of some processes",
@@ -124,11 +131,14 @@ impl Part {
             (Self::Release, Tracepoint) => RELEASE_TRACEPOINT,
             (Self::Autobind, Fentry) => AUTOBIND_FENTRY,
             (Self::Autobind, Kprobe) => AUTOBIND_KPROBE,
+            (Self::Conflict, Fentry) => CONFLICT_FENTRY,
+            (Self::Conflict, Kprobe) => CONFLICT_KPROBE,
             (Self::Bind, Fentry) => BIND_FENTRY,
             (Self::Bind, Kprobe) => BIND_KPROBE,
             (Self::Bind, Tracepoint) => BIND_TRACEPOINT,
             (Self::Snapshot, Tracepoint) => SNAPSHOT,
-            (Self::Autobind, Tracepoint) | (Self::Process | Self::Snapshot, Fentry | Kprobe) => &[],
+            (Self::Autobind | Self::Conflict, Tracepoint)
+            | (Self::Process | Self::Snapshot, Fentry | Kprobe) => &[],
         }
     }
 }
@@ -260,9 +270,13 @@ const PROCESS: &[Hook] = &[
     optional(tracepoint(&["sched_process_free"])),
     optional(tracepoint(&["sched_process_exec"])),
     optional(tracepoint(&["sched_process_fork"])),
+    optional(tracepoint(&["cgroup_attach_task"])),
 ];
 
-const SNAPSHOT: &[Hook] = &[hook("task_file", Attach::Iterator, &["task_file"])];
+const SNAPSHOT: &[Hook] = &[
+    hook("task_file", Attach::Iterator, &["task_file"]),
+    hook("owners", Attach::Iterator, &["task_file"]),
+];
 
 const TIMEWAIT_FENTRY: &[Hook] = &[
     SET_STATE,
@@ -334,6 +348,21 @@ const AUTOBIND_KPROBE: &[Hook] = &[
     kretprobe("kretprobe_udp_v4_get_port", &["udp_v4_get_port"]),
     optional(kprobe("kprobe_udp_v6_get_port", &["udp_v6_get_port"])),
     optional(kretprobe("kretprobe_udp_v6_get_port", &["udp_v6_get_port"])),
+];
+
+const CONFLICT_FENTRY: &[Hook] = &[
+    optional(fexit("fexit_inet_bind_conflict", &["inet_bind_conflict"])),
+    fexit("fexit_inet_rcv_saddr_equal", &["inet_rcv_saddr_equal"]),
+];
+
+const CONFLICT_KPROBE: &[Hook] = &[
+    optional(kprobe("kprobe_inet_bind_conflict", &["inet_bind_conflict"])),
+    optional(kretprobe(
+        "kretprobe_inet_bind_conflict",
+        &["inet_bind_conflict"],
+    )),
+    kprobe("kprobe_inet_rcv_saddr_equal", &["inet_rcv_saddr_equal"]),
+    kretprobe("kretprobe_inet_rcv_saddr_equal", &["inet_rcv_saddr_equal"]),
 ];
 
 const BIND_FENTRY: &[Hook] = &[

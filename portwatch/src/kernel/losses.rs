@@ -6,7 +6,7 @@ use std::fs;
 use portwatch_common::record::kind;
 
 /// The kinds of records, by the names under which their loss is told.
-pub(super) const KINDS: [(u32, &str); 11] = [
+pub(super) const KINDS: [(u32, &str); 12] = [
     (kind::BIND, "bind"),
     (kind::LISTEN, "listen"),
     (kind::RELEASE, "release"),
@@ -18,6 +18,7 @@ pub(super) const KINDS: [(u32, &str); 11] = [
     (kind::FORK, "fork"),
     (kind::EXEC, "exec"),
     (kind::REAP, "reap"),
+    (kind::HOLDER, "holder"),
 ];
 
 /// What was lost, since the kernel side was loaded or between two moments.

@@ -6,14 +6,18 @@ pub mod btf;
 pub mod clock;
 pub mod decode;
 pub mod hook;
+mod iterator;
 pub mod layout;
 pub mod losses;
 #[cfg(feature = "log")]
 mod messages;
+pub mod netns;
 pub mod self_test;
 mod settings;
 pub mod side;
 pub mod snapshot;
+pub mod sock_diag;
+pub mod sockets;
 pub mod stream;
 pub mod support;
 pub mod symbols;

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use portwatch_common::record::{cancel, kind};
+use portwatch_common::record::{cancel, evidence, kind};
 
 use super::decode::Record;
 use super::hook::Part;
@@ -152,6 +153,7 @@ fn is_own(record: &Record, own: u32, netns: u32) -> bool {
             timewait.socket.netns == netns || timewait.header.kind == kind::TIMEWAIT_REUSE
         }
         Record::Process(process) => process.task.tgid == own,
+        Record::Holder(holder) => holder.socket.netns == netns,
         Record::Fork(fork) => fork.parent_tgid == own,
         Record::Gone(gone) => gone.tgid == own,
     }
@@ -205,6 +207,24 @@ fn expected(side: &KernelSide, ports: &Ports) -> Vec<(Proof, IsIt)> {
                 if process.args.as_ref().is_some_and(|args| !args.is_empty()) && process.exe.is_some())
         }),
     );
+    let met = side.has(&[
+        "fexit_inet_rcv_saddr_equal",
+        "kretprobe_inet_rcv_saddr_equal",
+    ]);
+    for (name, part, wanted, attached) in [
+        ("holder met", Part::Conflict, evidence::LOCKED, met),
+        ("holder walked to", Part::Bind, evidence::WALKED, true),
+    ] {
+        expect(
+            attached,
+            part,
+            name,
+            Box::new(move |record| {
+                matches!(record, Record::Holder(holder)
+                    if holder.evidence == wanted && holder.socket.local_port == tcp)
+            }),
+        );
+    }
     expect(
         side.has(&["tcp_destroy_sock"]),
         Part::Release,
@@ -337,7 +357,15 @@ fn connect_from(local: SocketAddr, remote: SocketAddr) -> anyhow::Result<TcpStre
         None,
     )?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(local))?;
+    // The former socket may still wait for the last acknowledgement, out of a softirq, which may need
+    // this very processor.
+    let begin = Instant::now();
+    while let Err(error) = bind(socket.as_raw_fd(), &SockaddrIn::from(local)) {
+        if error != Errno::EADDRINUSE || begin.elapsed() > PATIENCE {
+            return Err(error.into());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
     connect(socket.as_raw_fd(), &SockaddrIn::from(remote))?;
     Ok(socket.into())
 }

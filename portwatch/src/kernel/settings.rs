@@ -16,17 +16,21 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// All settings, and why the addresses of functions are not known, if they are not.
-    pub(super) fn resolve(btf: &Btf) -> (Self, Result<(), String>) {
+    /// All settings, and why the addresses of functions are not known, if they are not. Without
+    /// `addresses` they are not looked up, and 0.
+    pub(super) fn resolve(btf: &Btf, addresses: bool) -> (Self, Result<(), String>) {
         const TIMEWAIT: &str = "tw_timer_handler";
         const REQUEST: &str = "reqsk_timer_handler";
 
-        let (symbols, known) =
+        let (symbols, known) = if addresses {
             match Symbols::read(Path::new(symbols::KALLSYMS), &[TIMEWAIT, REQUEST]) {
                 Ok(symbols) if symbols.get(TIMEWAIT).is_some() => (symbols, Ok(())),
                 Ok(symbols) => (symbols, Err(format!("this kernel has no {TIMEWAIT}"))),
                 Err(error) => (Symbols::default(), Err(describe(&error))),
-            };
+            }
+        } else {
+            (Symbols::default(), Ok(()))
+        };
         let address = |name| symbols.get(name).map_or(0, |symbol| symbol.address);
         let bit = |name| {
             btf.enum_value(name)
@@ -51,6 +55,10 @@ impl Settings {
             ("NR_IGNORE", calls.ignore),
             ("BIND_TAKES_SK", first(&hook::INET_BIND)),
             ("LISTEN_TAKES_SK", first(&hook::INET_LISTEN)),
+            (
+                "BIND_CONFLICT",
+                u32::from(btf.function("inet_bind_conflict").is_some()),
+            ),
             ("HASHDANCE_SCHEDULES", first(&hook::HASHDANCE)),
             ("FLAG_FREEBIND", bit("INET_FLAGS_FREEBIND")),
             ("FLAG_TRANSPARENT", bit("INET_FLAGS_TRANSPARENT")),

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::Iter;
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, VerifierLogLevel};
-use portwatch_common::map::{QUERIES_CAPACITY, control, lost};
+use portwatch_common::map::{QUERIES_CAPACITY, WANTED_CAPACITY, control, lost};
 use portwatch_common::record::{SnapshotEntry, Timewait, kind};
 
 use super::attach::{self, AttachError};
@@ -23,11 +23,11 @@ use super::support::Unsupported;
 
 /// The kernel side, built by `cargo xtask build-ebpf`.
 #[cfg(not(feature = "log"))]
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/portwatch.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/portwatch.bpf.o");
 
 /// The kernel side with messages, built by `cargo xtask build-ebpf --features log`.
 #[cfg(feature = "log")]
-static OBJECT: &[u8] =
+pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!("../../../portwatch-ebpf/target/portwatch-features.bpf.o");
 
 /// What became of a hook.
@@ -108,7 +108,9 @@ impl KernelSide {
                 "please report it, with the output of portwatch doctor",
             )
         })?;
-        let (settings, symbols) = Settings::resolve(&btf);
+        // Looking addresses up means reading all of /proc/kallsyms.
+        let addresses = choice.parts.contains(&Part::Timewait);
+        let (settings, symbols) = Settings::resolve(&btf, addresses);
         let functions = hook::all()
             .flat_map(|hook| hook.targets.iter().copied())
             .filter(|target| btf.function(target).is_some())
@@ -231,6 +233,8 @@ impl KernelSide {
         for hook in hooks {
             let attached = match self.target(hook) {
                 Some(target) => attach::hook(&mut self.ebpf(), *hook, target, &btf),
+                // There is nothing that it could miss.
+                None if hook.optional => continue,
                 None => Err(AttachError::Absent(
                     "this kernel has no such function".to_owned(),
                 )),
@@ -389,22 +393,37 @@ impl KernelSide {
     ///
     /// If the iterator is not there or fails.
     pub fn ask_timewaits(&self, addresses: &[u64]) -> anyhow::Result<Vec<Timewait>> {
-        use anyhow::Context as _;
-
-        {
-            let mut ebpf = self.ebpf();
-            let map = ebpf.map_mut("QUERIES").context("no map of queries")?;
-            let mut queries = Array::<_, u64>::try_from(map)?;
-            let end = (addresses.len() < QUERIES_CAPACITY as usize).then_some(0);
-            let asked = addresses.iter().copied().chain(end);
-            for (index, address) in (0..QUERIES_CAPACITY).zip(asked) {
-                queries.set(index, address, 0)?;
-            }
-        }
+        self.put_addresses("QUERIES", addresses, QUERIES_CAPACITY)?;
         Ok(decode::all(
             &self.read_iterator("bpf_map")?,
             kind::TIMEWAIT_FOUND,
         )?)
+    }
+
+    /// Asks which processes have these sockets open, by their addresses in the kernel. At most
+    /// [`WANTED_CAPACITY`] are asked for.
+    ///
+    /// # Errors
+    ///
+    /// If the iterator is not there or fails.
+    pub fn ask_owners(&self, addresses: &[u64]) -> anyhow::Result<Vec<SnapshotEntry>> {
+        self.put_addresses("WANTED", addresses, WANTED_CAPACITY)?;
+        Ok(decode::all(&self.read_iterator("owners")?, kind::OWNER)?)
+    }
+
+    /// Writes addresses into an array, up to the first 0 behind them.
+    fn put_addresses(&self, map: &str, addresses: &[u64], capacity: u32) -> anyhow::Result<()> {
+        use anyhow::Context as _;
+
+        let mut ebpf = self.ebpf();
+        let map = ebpf.map_mut(map).context("no map of addresses")?;
+        let mut map = Array::<_, u64>::try_from(map)?;
+        let end = (addresses.len() < capacity as usize).then_some(0);
+        let asked = addresses.iter().copied().chain(end);
+        for (index, address) in (0..capacity).zip(asked) {
+            map.set(index, address, 0)?;
+        }
+        Ok(())
     }
 
     fn read_iterator(&self, name: &str) -> anyhow::Result<Vec<u8>> {
@@ -531,7 +550,7 @@ impl Control {
 
 /// Before 5.11 BPF maps count as locked memory, of which little is allowed by default. Where it is
 /// needed and not permitted, creating the maps fails, and says so.
-fn unlock_memory() {
+pub(super) fn unlock_memory() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);

@@ -12,7 +12,7 @@ use lru::LruCache;
 use serde::Serialize;
 use serde_json::to_writer;
 
-use crate::event::{Actor, Address, Body, Event, Process, Result, SCHEMA, Socket, Time};
+use crate::event::{Actor, Address, Body, Event, Listed, Process, Result, SCHEMA, Socket, Time};
 
 /// A comma and a key.
 macro_rules! key {
@@ -76,7 +76,10 @@ impl Json {
     }
 
     fn body(&mut self, body: &Body, out: &mut Vec<u8>) -> serde_json::Result<()> {
-        if matches!(body, Body::Start(_) | Body::Lost(_) | Body::End(_)) {
+        if matches!(
+            body,
+            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_)
+        ) {
             return pairs(out, body);
         }
         pair(out, key!("event"), body.name())?;
@@ -86,12 +89,14 @@ impl Json {
                 socket(out, &bind.socket)?;
                 optional(out, key!("requested"), bind.requested.as_ref())?;
                 flag(out, key!("autobind"), bind.autobind)?;
+                optional(out, key!("conflict"), bind.conflict.as_ref())?;
                 self.actor(out, key!("process"), bind.process.as_ref())
             }
             Body::Listen(listen) => {
                 result(out, &listen.result)?;
                 socket(out, &listen.socket)?;
                 pair(out, key!("backlog"), &listen.backlog)?;
+                optional(out, key!("conflict"), listen.conflict.as_ref())?;
                 self.actor(out, key!("process"), listen.process.as_ref())
             }
             Body::Release(release) => {
@@ -113,8 +118,29 @@ impl Json {
                 optional(out, key!("lasted_ms"), timewait.lasted_ms.as_ref())?;
                 self.actor(out, key!("process"), timewait.process.as_ref())
             }
-            Body::Start(_) | Body::Lost(_) | Body::End(_) => Ok(()),
+            Body::Socket(listed) => self.listed(out, listed),
+            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_) => Ok(()),
         }
+    }
+
+    fn listed(&mut self, out: &mut Vec<u8>, listed: &Listed) -> serde_json::Result<()> {
+        out.extend_from_slice(key!("socket"));
+        object(out, |out| {
+            socket_pairs(out, &listed.socket.socket)?;
+            optional(out, key!("uid"), listed.socket.uid.as_ref())
+        })?;
+        optional(out, key!("ownership"), listed.ownership.as_ref())?;
+        optional(out, key!("expires_in_ms"), listed.expires_in_ms.as_ref())?;
+        if !listed.processes.is_empty() {
+            out.extend_from_slice(key!("processes"));
+            let begin = out.len();
+            for actor in &listed.processes {
+                self.actor(out, b",", Some(actor))?;
+            }
+            out[begin] = b'[';
+            out.push(b']');
+        }
+        optional(out, key!("netns_name"), listed.netns_name.as_ref())
     }
 
     fn actor(
@@ -244,19 +270,21 @@ fn result(out: &mut Vec<u8>, result: &Result) -> serde_json::Result<()> {
 
 fn socket(out: &mut Vec<u8>, socket: &Socket) -> serde_json::Result<()> {
     out.extend_from_slice(key!("socket"));
-    object(out, |out| {
-        optional(out, key!("transport"), socket.transport.as_ref())?;
-        optional(out, key!("family"), socket.family.as_ref())?;
-        address(out, key!("local"), socket.local.as_ref())?;
-        address(out, key!("remote"), socket.remote.as_ref())?;
-        optional(out, key!("state"), socket.state.as_ref())?;
-        pair(out, key!("options"), &socket.options)?;
-        optional(out, key!("bound_device"), socket.bound_device.as_ref())?;
-        optional(out, key!("netns"), socket.netns.as_ref())?;
-        optional(out, key!("cookie"), socket.cookie.as_ref())?;
-        optional(out, key!("inode"), socket.inode.as_ref())?;
-        flag(out, key!("kernel"), socket.kernel)
-    })
+    object(out, |out| socket_pairs(out, socket))
+}
+
+fn socket_pairs(out: &mut Vec<u8>, socket: &Socket) -> serde_json::Result<()> {
+    optional(out, key!("transport"), socket.transport.as_ref())?;
+    optional(out, key!("family"), socket.family.as_ref())?;
+    address(out, key!("local"), socket.local.as_ref())?;
+    address(out, key!("remote"), socket.remote.as_ref())?;
+    optional(out, key!("state"), socket.state.as_ref())?;
+    pair(out, key!("options"), &socket.options)?;
+    optional(out, key!("bound_device"), socket.bound_device.as_ref())?;
+    optional(out, key!("netns"), socket.netns.as_ref())?;
+    optional(out, key!("cookie"), socket.cookie.as_ref())?;
+    optional(out, key!("inode"), socket.inode.as_ref())?;
+    flag(out, key!("kernel"), socket.kernel)
 }
 
 fn address(out: &mut Vec<u8>, key: &[u8], address: Option<&Address>) -> serde_json::Result<()> {

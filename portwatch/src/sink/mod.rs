@@ -3,8 +3,10 @@
 //! Rendering is pure: an event goes in, bytes come out. Nothing here opens,
 //! writes or asks for the time.
 
+mod cell;
 mod conflict;
 pub(crate) mod duration;
 pub mod escape;
 pub mod json;
+pub mod list;
 pub mod text;

@@ -5,17 +5,17 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use jiff::tz::TimeZone;
 use unicode_width::UnicodeWidthStr;
 
+use super::cell::{self, UNKNOWN};
 use super::conflict;
 use super::duration::Duration;
 use super::escape::escape;
 use crate::event::{
-    Actor, Address, Body, Conflict, End, Event, Family, Lost, Outcome, Phase, Reason, Result,
-    Socket, Start, Time, Timewait, Transport,
+    Actor, Address, Body, Conflict, End, Event, Lost, Outcome, Phase, Reason, Result, Socket,
+    Start, Time, Timewait,
 };
 
 /// A column of the table, other than the last.
@@ -26,9 +26,6 @@ struct Column {
     /// How wide it becomes for the sake of a wide value, which else reaches over.
     most: usize,
 }
-
-/// A value that is not known.
-const UNKNOWN: &str = "-";
 
 const COLUMNS: [Column; 7] = [
     column("TIME", 12, 12),
@@ -120,7 +117,11 @@ impl Text {
             Body::Listen(listen) => (&listen.socket, &listen.process),
             Body::Release(release) => (&release.socket, &release.process),
             Body::Timewait(timewait) => (&timewait.socket, &timewait.process),
-            Body::Start(_) | Body::Lost(_) | Body::End(_) => return,
+            Body::Start(_)
+            | Body::Lost(_)
+            | Body::End(_)
+            | Body::Socket(_)
+            | Body::Timewaits(_) => return,
         };
         let actor = actor.as_ref();
         self.line.clear();
@@ -158,6 +159,14 @@ impl Text {
         self.line.truncate(self.line.trim_end_matches(' ').len());
         out.extend_from_slice(self.line.as_bytes());
         out.push(b'\n');
+        let conflict = match &event.body {
+            Body::Bind(bind) => bind.conflict.as_ref(),
+            Body::Listen(listen) => listen.conflict.as_ref(),
+            _ => None,
+        };
+        if let Some(conflict) = conflict {
+            self.explain(conflict, event.time, out);
+        }
     }
 
     /// Appends what explains a refusal, below its line: who holds the port, why, what to do. `at`
@@ -331,49 +340,11 @@ impl Row<'_> {
     }
 
     fn protocol(&mut self, socket: &Socket) {
-        let Some(transport) = &socket.transport else {
-            return self.push(UNKNOWN);
-        };
-        let digit = match socket.family {
-            Some(Family::Unix) => return self.push("unix"),
-            Some(Family::Ipv4) => "4",
-            Some(Family::Ipv6) => "6",
-            None => "",
-        };
-        match transport {
-            // The digit must not become part of the number.
-            Transport::Other(_) if !digit.is_empty() => {
-                self.put(format_args!("{transport}/{digit}"));
-            }
-            _ => self.put(format_args!("{transport}{digit}")),
-        }
+        cell::protocol(self.line, socket);
     }
 
-    /// An address as `ss` shows it, with the interface that the socket is bound to.
     fn address(&mut self, address: &Address, device: Option<&str>) {
-        match address {
-            Address::Inet {
-                address,
-                port,
-                scope,
-            } => {
-                match address {
-                    IpAddr::V4(address) => self.put(format_args!("{address}")),
-                    IpAddr::V6(address) => self.put(format_args!("[{address}]")),
-                }
-                // A link-local address belongs to the interface that its socket is bound to: one of
-                // the two is enough.
-                match (device, scope) {
-                    (Some(device), _) => self.put(format_args!("%{}", escape(device))),
-                    (None, Some(scope)) => self.put(format_args!("%{scope}")),
-                    (None, None) => {}
-                }
-                self.put(format_args!(":{port}"));
-            }
-            Address::Path { path } => self.push(&escape(&path.path)),
-            Address::Abstract { name } => self.put(format_args!("@{}", escape(&name.name))),
-            Address::Unnamed { .. } => self.push("any name"),
-        }
+        cell::address(self.line, address, device);
     }
 
     /// What was asked for, where it is not what the socket got.
@@ -401,21 +372,9 @@ impl Row<'_> {
         }
     }
 
-    /// Where a process belongs: to a container, else to a unit.
     fn home(&mut self, actor: Option<&Actor>) {
-        let Some(actor) = actor else { return };
-        if let Some(container) = &actor.process.container {
-            let name = match &container.name {
-                Some(name) => escape(name),
-                // As many digits as `docker ps` shows.
-                None => match container.id.char_indices().nth(12) {
-                    Some((end, _)) => escape(&container.id[..end]),
-                    None => escape(&container.id),
-                },
-            };
-            self.put(format_args!("{name} ({})", escape(&container.runtime)));
-        } else if let Some(unit) = &actor.process.unit {
-            self.push(&escape(unit));
+        if let Some(actor) = actor {
+            cell::home(self.line, actor);
         }
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use portwatch::event::{
-    AbstractText, Actor, Address, Ancestor, Bind, Body, Container, End, Event, Family, Listen,
-    Lost, Missing, Options, Outcome, PathText, Phase, Process, Reason, Release, Result, Socket,
-    Start, State, Step, Time, Timewait, Transport,
+    AbstractText, Actor, Address, Ancestor, Bind, Body, Cause, Conflict, Container, End, Event,
+    Evidence, Family, HeldSocket, Holder, Listed, Listen, Lost, Missing, Options, Outcome,
+    Ownership, PathText, Phase, Process, Reason, Release, Result, Socket, Start, State, Step, Time,
+    Timewait, Timewaits, Transport,
 };
 use portwatch_common::record::option;
 
@@ -47,6 +48,24 @@ pub fn socket(transport: Transport, family: Family, local: Address) -> Socket {
         cookie: None,
         inode: None,
         kernel: false,
+    }
+}
+
+/// A socket of a list.
+pub fn listed(socket: Socket, processes: Vec<Actor>) -> Listed {
+    Listed {
+        socket: HeldSocket {
+            socket,
+            uid: Some(0),
+        },
+        ownership: Some(if processes.is_empty() {
+            Ownership::None
+        } else {
+            Ownership::Verified
+        }),
+        expires_in_ms: None,
+        processes,
+        netns_name: None,
     }
 }
 
@@ -148,6 +167,7 @@ pub fn bind_failure() -> Body {
         },
         requested: None,
         autobind: false,
+        conflict: None,
         process: Some(actor(4312, "node", runner())),
     })
 }
@@ -159,6 +179,7 @@ fn bind(socket: Socket, process: Option<Actor>) -> Body {
         socket,
         requested: None,
         autobind: false,
+        conflict: None,
         process,
     })
 }
@@ -170,6 +191,7 @@ fn bind_requested(socket: Socket, requested: Address) -> Body {
         socket,
         requested: Some(requested),
         autobind: false,
+        conflict: None,
         process: Some(actor(4400, "curl", unit("user@1000.service"))),
     })
 }
@@ -263,6 +285,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 socket: socket(Transport::Udp, Family::Ipv4, Address::v4([0, 0, 0, 0], 53)),
                 requested: None,
                 autobind: false,
+                conflict: None,
                 process: Some(actor(77, "dnsmasq", Process::default())),
             }),
         ),
@@ -309,6 +332,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 },
                 requested: Some(Address::v4([127, 0, 0, 1], 22)),
                 autobind: false,
+                conflict: None,
                 process: Some(actor(1_234_567, "a comm with sp", unit("cron.service"))),
             }),
         ),
@@ -413,6 +437,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                     ..tcp6("::", 3000, 0)
                 },
                 backlog: 511,
+                conflict: None,
                 process: Some(actor(3998, "node", contained())),
             }),
         ),
@@ -422,6 +447,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 result: failed("EADDRINUSE", 98),
                 socket: tcp4([0, 0, 0, 0], 3000),
                 backlog: 128,
+                conflict: None,
                 process: Some(actor(4312, "node", runner())),
             }),
         ),
@@ -509,6 +535,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 socket: tcp4([127, 0, 0, 2], 8081),
                 requested: Some(Address::v4([0, 0, 0, 0], 8080)),
                 autobind: false,
+                conflict: None,
                 process: Some(actor(4400, "web", Process::default())),
             }),
         ),
@@ -532,7 +559,87 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 },
                 requested: None,
                 autobind: true,
+                conflict: None,
                 process: Some(actor(4402, "psql", Process::default())),
+            }),
+        ),
+        (
+            "bind with the holder",
+            Body::Bind(Bind {
+                result: failed("EADDRINUSE", 98),
+                socket: tcp4([0, 0, 0, 0], 3000),
+                requested: None,
+                autobind: false,
+                conflict: Some(Box::new(Conflict {
+                    cause: Cause::DualStack,
+                    summary: "node[3998] listens on [::] without IPV6_V6ONLY".into(),
+                    advice: "stop it".into(),
+                    evidence: Some(Evidence::Locked),
+                    holders: vec![Holder {
+                        socket: HeldSocket {
+                            socket: Socket {
+                                state: Some(State::Listen),
+                                ..tcp6("::", 3000, 0)
+                            },
+                            uid: Some(1000),
+                        },
+                        ownership: Ownership::Verified,
+                        bound_at: Some(Time(NOON)),
+                        expires_in_ms: None,
+                        processes: vec![actor(3998, "node", contained())],
+                        publishes: None,
+                    }],
+                })),
+                process: Some(actor(4312, "node", runner())),
+            }),
+        ),
+        (
+            "socket of two processes",
+            Body::Socket(listed(
+                Socket {
+                    state: Some(State::Listen),
+                    options: Options(option::REUSEADDR | option::V6ONLY),
+                    inode: Some(88_012),
+                    ..tcp6("::", 443, 0)
+                },
+                vec![
+                    actor(
+                        812,
+                        "nginx",
+                        Process {
+                            container: Some(container(Some("web-1"))),
+                            ..Process::default()
+                        },
+                    ),
+                    actor(813, HOSTILE, Process::default()),
+                ],
+            )),
+        ),
+        (
+            "socket in TIME_WAIT",
+            Body::Socket(Listed {
+                netns_name: Some("blue".into()),
+                expires_in_ms: Some(42_000),
+                ..listed(
+                    Socket {
+                        state: Some(State::TimeWait),
+                        remote: Some(Address::v4([127, 0, 0, 1], 5432)),
+                        ..tcp4([127, 0, 0, 1], 40_000)
+                    },
+                    Vec::new(),
+                )
+            }),
+        ),
+        (
+            "timewaits",
+            Body::Timewaits(Timewaits {
+                transport: Transport::Tcp,
+                port: 3000,
+                netns: 4_026_531_840,
+                netns_name: None,
+                count: 12,
+                expires_in_ms: 59_000,
+                ephemeral: false,
             }),
         ),
     ];

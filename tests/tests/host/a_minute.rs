@@ -29,8 +29,10 @@ fn later_a_timewait_expires() {
     scenario.expect_in_any_order(&expected);
     let events = scenario.raw_events();
     let lasted = events.iter().find_map(|event| event["lasted_ms"].as_u64());
+    // A timer of a minute lies in a slot of the wheel that is 2.048 s wide with HZ=250 (`LVL_GRAN`,
+    // kernel/time/timer.c), and a softirq that is late is the machine's.
     assert!(
-        lasted.is_some_and(|lasted| (59_900..62_000).contains(&lasted)),
+        lasted.is_some_and(|lasted| (59_900..65_000).contains(&lasted)),
         "{lasted:?}"
     );
     drop(listener);

@@ -9,9 +9,11 @@ mod backends;
 mod bind;
 #[cfg(target_arch = "x86_64")]
 mod compat;
+mod conflict;
 mod connection;
 mod errors;
 mod filters;
+mod list;
 mod listen;
 mod process;
 mod snapshot;

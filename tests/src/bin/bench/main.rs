@@ -5,6 +5,7 @@
 //! number decides the exit status: it fails only if something did not work.
 
 mod environment;
+mod list;
 mod measure;
 mod report;
 mod table;
@@ -19,13 +20,14 @@ use anyhow::{Context as _, bail};
 use crate::measure::Plan;
 
 const HELP: &str = "\
-What portwatch costs, beside bpftrace and strace. Needs root.
+What portwatch costs, beside bpftrace, strace, ss and lsof. Needs root.
 
-Usage: bench [--quick] [--iterations N] [--markdown]
+Usage: bench [--quick] [--iterations N] [--markdown] [--list]
 
   --quick         a few iterations of everything, to see that it works
   --iterations N  operations of each loop in a round (default 3000)
-  --markdown      tables as Markdown";
+  --markdown      tables as Markdown
+  --list          nothing but how long lists take";
 
 fn main() -> ExitCode {
     match run(std::env::args_os().skip(1).collect()) {
@@ -42,14 +44,17 @@ fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
         .into_iter()
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
-    if let Some((worker::COMMAND, jobs)) = arguments
+    match arguments
         .split_first()
         .map(|(first, rest)| (first.as_str(), rest))
     {
-        return worker::run(jobs);
+        Some((worker::COMMAND, jobs)) => return worker::run(jobs),
+        Some((list::COMMAND, number)) => return list::hold(number),
+        _ => {}
     }
     let mut plan = Plan::FULL;
     let mut markdown = false;
+    let mut lists_only = false;
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
@@ -63,6 +68,7 @@ fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
                     .with_context(|| format!("--iterations {value}: not a number above 0"))?;
             }
             "--markdown" => markdown = true,
+            "--list" => lists_only = true,
             "-h" | "--help" => {
                 println!("{HELP}");
                 return Ok(());
@@ -71,7 +77,15 @@ fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
         }
     }
     let environment = environment::enter()?;
-    let results = measure::all(&plan, &environment)?;
+    let lists = list::measure(&environment, plan.holders, plan.lists)?;
+    if lists_only {
+        print!("{}", report::lists(&environment, &lists, markdown));
+        return Ok(());
+    }
+    let results = measure::Results {
+        lists,
+        ..measure::all(&plan, &environment)?
+    };
     print!(
         "{}",
         report::render(&plan, &environment, &results, markdown)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::environment::Environment;
+use crate::list::Listed;
 use crate::tool::{Cpu, Tool, Variant};
 use crate::worker::{self, Job, Operation};
 
@@ -25,6 +26,10 @@ pub struct Plan {
     pub paced: u32,
     /// Events as fast as they can be made, to see what is lost and how memory grows.
     pub flood: u32,
+    /// Processes with 100 sockets each, of which lists are made.
+    pub holders: u32,
+    /// How often each tool lists them.
+    pub lists: u32,
 }
 
 impl Plan {
@@ -35,6 +40,8 @@ impl Plan {
         starts: 10,
         paced: 120_000,
         flood: 1_000_000,
+        holders: 200,
+        lists: 9,
     };
 
     /// What shows that everything works.
@@ -44,6 +51,8 @@ impl Plan {
         starts: 3,
         paced: 3000,
         flood: 20_000,
+        holders: 10,
+        lists: 1,
     };
 
     /// Operations in a burst: few enough that what they make fits into the buffers of each tool.
@@ -93,6 +102,8 @@ pub struct Results {
     pub loops: BTreeMap<(Variant, Operation), f64>,
     /// What else there is to tell of a tool.
     pub tools: BTreeMap<Variant, ToolResults>,
+    /// How long lists take.
+    pub lists: Vec<Listed>,
 }
 
 /// What was measured of a tool itself.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::environment::Environment;
+use crate::list::{self, Listed};
 use crate::measure::{Plan, Results, ToolResults, median};
 use crate::table::Table;
 use crate::tool::Variant;
@@ -24,12 +25,28 @@ pub fn render(plan: &Plan, environment: &Environment, results: &Results, markdow
         tools(results),
         processor(results),
         flood(results),
+        list::table(&results.lists),
     ] {
         text.push_str(&table.render(markdown));
     }
-    for goal in goals(results) {
+    for goal in goals(results)
+        .into_iter()
+        .chain(list::goals(&results.lists))
+    {
         let bullet = if markdown { "- " } else { "" };
         let _ = writeln!(text, "{bullet}{goal}");
+    }
+    text
+}
+
+/// What there is of lists alone.
+pub fn lists(environment: &Environment, all: &[Listed], markdown: bool) -> String {
+    let Environment { kernel, model, .. } = environment;
+    let mut text = format!("Linux {kernel}, {model}, one core for the tools\n\n");
+    text.push_str(&list::table(all).render(markdown));
+    for goal in list::goals(all) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{goal}");
     }
     text
 }

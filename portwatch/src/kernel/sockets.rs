@@ -1,0 +1,521 @@
+//! All sockets that have a port now, in every network namespace, and the processes that have them.
+//!
+//! The iterator over descriptors tells who has which socket; sock_diag, asked
+//! within each namespace, tells of those that nobody has: TIME_WAITs,
+//! connections whose process is gone, and the kernel's own.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use portwatch_common::record::{SnapshotEntry, Socket, Task, kind};
+use procfs::process::{FDTarget, Process};
+use zerocopy::FromZeros as _;
+
+use super::netns::{self, Namespace};
+use super::side::describe;
+use super::sock_diag::{self, Told, states};
+use super::{decode, iterator};
+
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: u8 = 7;
+/// IPPROTO_MPTCP, include/uapi/linux/in.h.
+const MPTCP: u16 = 262;
+/// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
+const TICK: u64 = 10_000_000;
+
+/// A socket that has a port.
+#[derive(Debug, Clone)]
+pub struct Owned {
+    /// The socket.
+    pub socket: Socket,
+    /// Name of the interface it is bound to.
+    pub device: Option<String>,
+    /// Whether it got its port by bind(2) or listen(2), as far as that is known.
+    pub bound: bool,
+    /// The user who made it, where the kernel told.
+    pub uid: Option<u32>,
+    /// Of a TIME_WAIT: milliseconds until it is over.
+    pub expires_in_ms: Option<u32>,
+    /// The processes that have it open, each once.
+    pub tasks: Vec<Task>,
+}
+
+/// A network namespace, seen from within.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Its name, if it is kept by one.
+    pub name: Option<String>,
+    /// `net.ipv4.ip_local_port_range`.
+    pub ephemeral: Option<RangeInclusive<u16>>,
+    /// Names of its interfaces, by index.
+    interfaces: HashMap<u32, String>,
+    told: Vec<Told>,
+}
+
+/// What there is.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// Each socket once.
+    pub sockets: Vec<Owned>,
+    /// The namespaces, by inode number.
+    pub namespaces: BTreeMap<u32, Seen>,
+    /// No process has a socket but those that are told with it.
+    pub complete: bool,
+    /// What could not be had, and why.
+    pub missing: Vec<String>,
+}
+
+/// Which sockets are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Listeners, sockets that are bound, and TIME_WAITs.
+    Bound,
+    /// Connections too.
+    All,
+}
+
+/// The states asked for of each protocol: bits of [`states`].
+#[derive(Clone, Copy)]
+struct States {
+    tcp: u32,
+    udp: u32,
+}
+
+impl Scope {
+    fn states(self) -> States {
+        match self {
+            Self::All => States {
+                tcp: states::ALL,
+                udp: states::ALL,
+            },
+            Self::Bound => States {
+                tcp: states::LISTEN | states::TIME_WAIT | states::BOUND_INACTIVE,
+                udp: states::CLOSE,
+            },
+        }
+    }
+}
+
+/// Looks at this host.
+#[must_use]
+pub fn all(scope: Scope) -> Sockets {
+    let mut sockets = Sockets::default();
+    // Entering a namespace takes a thread; the iterator needs none of its own.
+    let (looked, iterated) = std::thread::scope(|threads| {
+        let looking = threads.spawn(|| look(scope.states(), &netns::all(Path::new("/"))));
+        let iterated = iterate();
+        (looking.join().unwrap_or_default(), iterated)
+    });
+    (sockets.namespaces, sockets.missing) = looked;
+    sockets.complete = is_initial(Path::new("/proc/self/ns/pid"));
+    if !sockets.complete {
+        let outside = "processes outside of this pid namespace";
+        sockets.missing.push(outside.to_owned());
+    }
+    match iterated {
+        Ok(entries) => {
+            sockets.take_entries(&entries);
+            sockets.take_told(Unknown::Confirm);
+        }
+        Err(why) => {
+            sockets.missing.push(format!(
+                "the options of sockets, and those of protocols other than TCP and UDP: {why}"
+            ));
+            // Whoever has none of these may have it or not.
+            sockets.take_told(Unknown::Believe);
+            sockets.find_owners(Path::new("/proc"));
+        }
+    }
+    sockets
+}
+
+/// Whether a link leads to the initial pid namespace: `PROC_PID_INIT_INO` of
+/// include/linux/proc_ns.h (`nsfs.h` from 6.18), the same in all versions.
+fn is_initial(link: &Path) -> bool {
+    std::fs::read_link(link).is_ok_and(|target| target == Path::new("pid:[4026531836]"))
+}
+
+fn iterate() -> Result<Vec<SnapshotEntry>, String> {
+    let bytes = iterator::read("task_file", "task_file").map_err(|error| format!("{error:#}"))?;
+    decode::all(&bytes, kind::SNAPSHOT).map_err(|error| error.to_string())
+}
+
+/// From within each namespace, in the calling thread.
+fn look(
+    wanted: States,
+    namespaces: &BTreeMap<u32, Namespace>,
+) -> (BTreeMap<u32, Seen>, Vec<String>) {
+    let mut seen = BTreeMap::new();
+    let mut missing = Vec::new();
+    let own = netns::own();
+    for (inode, namespace) in namespaces {
+        let entered = match own {
+            Some(own) if own == *inode && seen.is_empty() => Ok(()),
+            _ => netns::enter(namespace),
+        };
+        let looked = entered.map(|()| within(*inode, wanted));
+        let (mut one, failed) = match looked {
+            Ok(looked) => looked,
+            // Its last process may have ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                missing.push(format!(
+                    "what the kernel tells of the network namespace {inode}: {error}"
+                ));
+                (Seen::default(), None)
+            }
+        };
+        if let Some(error) = failed {
+            missing.push(format!(
+                "what the kernel tells of a protocol in the network namespace {inode}: {error}"
+            ));
+        }
+        one.name.clone_from(&namespace.name);
+        seen.insert(*inode, one);
+    }
+    (seen, missing)
+}
+
+/// What the kernel tells of the calling thread's namespace, and what went wrong with some of it.
+fn within(inode: u32, wanted: States) -> (Seen, Option<io::Error>) {
+    let (told, error) = tell(inode, wanted);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let interfaces = nix::net::if_::if_nameindex().ok();
+    let interfaces = interfaces.iter().flat_map(|list| list.iter());
+    let seen = Seen {
+        name: None,
+        ephemeral: range.as_deref().and_then(port_range),
+        interfaces: interfaces
+            .map(|one| (one.index(), one.name().to_string_lossy().into_owned()))
+            .collect(),
+        told,
+    };
+    (seen, error)
+}
+
+fn tell(inode: u32, wanted: States) -> (Vec<Told>, Option<io::Error>) {
+    let mut told = Vec::new();
+    let mut failed = None;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for (protocol, states) in [
+            (libc::IPPROTO_TCP, wanted.tcp),
+            (libc::IPPROTO_UDP, wanted.udp),
+        ] {
+            if states == 0 {
+                continue;
+            }
+            match sock_diag::dump(inode, family as u8, protocol as u8, states) {
+                Ok(some) => told.extend(some),
+                // A kernel without IPv6 has nothing to tell of it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+    }
+    (told, failed)
+}
+
+/// The two numbers of `ip_local_port_range`.
+fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some(first..=last)
+}
+
+/// What to do with a socket that the kernel told of and that no process was seen to have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    /// Ask again: it may have been closed since, before its process was looked at.
+    Confirm,
+    /// Take it as it is.
+    Believe,
+}
+
+impl Sockets {
+    /// Takes what the iterator has seen: an entry a descriptor.
+    fn take_entries(&mut self, entries: &[SnapshotEntry]) {
+        let mut places = HashMap::with_capacity(entries.len());
+        self.sockets.reserve(entries.len());
+        for entry in entries {
+            let place = *places.entry(entry.socket.address).or_insert_with(|| {
+                self.sockets.push(Owned {
+                    socket: entry.socket,
+                    device: None,
+                    bound: entry.bound != 0,
+                    uid: None,
+                    expires_in_ms: None,
+                    tasks: Vec::new(),
+                });
+                self.sockets.len() - 1
+            });
+            let tasks = &mut self.sockets[place].tasks;
+            if tasks.iter().all(|task| task.tgid != entry.task.tgid) {
+                tasks.push(entry.task);
+            }
+        }
+        for owned in &mut self.sockets {
+            owned.tasks.sort_by_key(|task| task.tgid);
+            let socket = &owned.socket;
+            if socket.device != 0
+                && let Some(seen) = self.namespaces.get(&socket.netns)
+            {
+                owned.device = seen.interfaces.get(&socket.device).cloned();
+            }
+        }
+        for socket in &self.sockets {
+            self.namespaces.entry(socket.socket.netns).or_default();
+        }
+    }
+
+    /// Adds what the kernel has told of to what is known.
+    fn take_told(&mut self, unknown: Unknown) {
+        let mut known: HashMap<(u32, u64), usize> = HashMap::with_capacity(self.sockets.len());
+        for (place, owned) in self.sockets.iter().enumerate() {
+            known.insert((owned.socket.netns, owned.socket.inode), place);
+        }
+        let mut strangers = Vec::new();
+        for seen in self.namespaces.values_mut() {
+            for told in std::mem::take(&mut seen.told) {
+                let socket = &told.socket;
+                match known.get(&(socket.netns, socket.inode)) {
+                    Some(place) if socket.inode != 0 => {
+                        let owned = &mut self.sockets[*place];
+                        owned.uid = Some(told.uid);
+                        owned.socket.cookie = socket.cookie;
+                    }
+                    _ if socket.local_port == 0 => {}
+                    _ => strangers.push(told),
+                }
+            }
+        }
+        if unknown == Unknown::Confirm {
+            self.drop_subflows(&mut strangers);
+            confirm(&mut strangers);
+        }
+        for told in strangers {
+            let device = self.namespaces.get(&told.socket.netns);
+            let device = device.and_then(|seen| seen.interfaces.get(&told.socket.device));
+            self.sockets.push(Owned {
+                device: device.cloned(),
+                socket: told.socket,
+                bound: true,
+                // A timewait socket has no user of its own: the kernel tells 0.
+                uid: told.expires_in_ms.is_none().then_some(told.uid),
+                expires_in_ms: told.expires_in_ms,
+                tasks: Vec::new(),
+            });
+        }
+    }
+
+    /// Takes out the TCP sockets behind those of MPTCP: the process has the latter.
+    fn drop_subflows(&self, strangers: &mut Vec<Told>) {
+        let place = |socket: &Socket| (socket.netns, socket.local_port, socket.family);
+        let mptcp: Vec<_> = self
+            .sockets
+            .iter()
+            .filter(|owned| owned.socket.protocol == MPTCP)
+            .map(|owned| place(&owned.socket))
+            .collect();
+        strangers.retain(|told| {
+            told.socket.state == TCP_TIME_WAIT
+                || i32::from(told.socket.protocol) != libc::IPPROTO_TCP
+                || !mptcp.contains(&place(&told.socket))
+        });
+    }
+
+    /// Finds the processes behind the sockets' inodes in `/proc`.
+    fn find_owners(&mut self, proc: &Path) {
+        let places: HashMap<u64, usize> = (self.sockets.iter().enumerate())
+            .filter(|(_, owned)| owned.socket.inode != 0)
+            .map(|(place, owned)| (owned.socket.inode, place))
+            .collect();
+        let processes = match procfs::process::all_processes_with_root(proc) {
+            Ok(processes) => processes,
+            Err(error) => {
+                let why = describe(&error);
+                self.complete = false;
+                return self.missing.push(format!("who has the sockets: {why}"));
+            }
+        };
+        let mut unreadable = 0;
+        for process in processes.flatten() {
+            let Ok(descriptors) = process.fd() else {
+                unreadable += 1;
+                continue;
+            };
+            let mut task = None;
+            for descriptor in descriptors.flatten() {
+                let FDTarget::Socket(inode) = descriptor.target else {
+                    continue;
+                };
+                let Some(place) = places.get(&inode) else {
+                    continue;
+                };
+                let Some(task) = task.get_or_insert_with(|| task_of(&process)) else {
+                    break;
+                };
+                let tasks = &mut self.sockets[*place].tasks;
+                if tasks.last().is_none_or(|last| last.tgid != task.tgid) {
+                    tasks.push(*task);
+                }
+            }
+        }
+        if unreadable != 0 {
+            self.complete = false;
+            self.missing.push(format!(
+                "which sockets {unreadable} processes of other users have: not permitted"
+            ));
+        }
+    }
+}
+
+/// Takes out those that are no more. TIME_WAITs need not be asked for: they had no process.
+fn confirm(strangers: &mut Vec<Told>) {
+    let doubtful = |told: &Told| told.socket.state != TCP_TIME_WAIT;
+    let places: HashSet<u32> = (strangers.iter())
+        .filter(|told| doubtful(told))
+        .map(|told| told.socket.netns)
+        .collect();
+    if places.is_empty() {
+        return;
+    }
+    // Listeners alone are told without a walk over all connections.
+    let state = |told: &Told| match (told.socket.state, i32::from(told.socket.protocol)) {
+        (TCP_CLOSE, libc::IPPROTO_TCP) => states::BOUND_INACTIVE,
+        (state, _) => 1 << state,
+    };
+    let of = |protocol: i32| {
+        let states = strangers.iter().filter(|told| doubtful(told));
+        let states = states.filter(|told| i32::from(told.socket.protocol) == protocol);
+        states.fold(0, |states, told| states | state(told))
+    };
+    let wanted = States {
+        tcp: of(libc::IPPROTO_TCP),
+        udp: of(libc::IPPROTO_UDP),
+    };
+    let mut namespaces = netns::all(Path::new("/"));
+    namespaces.retain(|inode, _| places.contains(inode));
+    let again = std::thread::scope(|threads| {
+        let looking = threads.spawn(|| look(wanted, &namespaces).0);
+        looking.join().unwrap_or_default()
+    });
+    let again: HashSet<_> = (again.values().flat_map(|seen| &seen.told))
+        .map(|told| (told.socket.netns, told.socket.cookie))
+        .collect();
+    strangers
+        .retain(|told| !doubtful(told) || again.contains(&(told.socket.netns, told.socket.cookie)));
+}
+
+/// A process as the iterator would tell of it, to the tick in which it was started.
+fn task_of(process: &Process) -> Option<Task> {
+    let stat = process.stat().ok()?;
+    let status = process.status().ok()?;
+    let mut task = Task::new_zeroed();
+    task.tgid = process.pid().unsigned_abs();
+    task.tid = task.tgid;
+    task.start = stat.starttime * TICK;
+    task.uid = status.euid;
+    task.gid = status.egid;
+    // One byte is left for the NUL.
+    for (to, from) in task.comm[..15].iter_mut().zip(stat.comm.bytes()) {
+        *to = from;
+    }
+    Some(task)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(address: u64, inode: u64, tgid: u32) -> SnapshotEntry {
+        let mut entry = SnapshotEntry::new_zeroed();
+        entry.socket.address = address;
+        entry.socket.inode = inode;
+        entry.socket.netns = 1;
+        entry.socket.local_port = 80;
+        entry.task.tgid = tgid;
+        entry
+    }
+
+    fn told(inode: u64, cookie: u64, state: u8) -> Told {
+        let mut socket = Socket::new_zeroed();
+        (socket.netns, socket.inode, socket.cookie) = (1, inode, cookie);
+        (socket.local_port, socket.state, socket.protocol) = (80, state, 6);
+        Told {
+            socket,
+            uid: 33,
+            expires_in_ms: (state == TCP_TIME_WAIT).then_some(9),
+        }
+    }
+
+    fn tgids(sockets: &Sockets) -> Vec<Vec<u32>> {
+        let tgids = |owned: &Owned| owned.tasks.iter().map(|task| task.tgid).collect();
+        sockets.sockets.iter().map(tgids).collect()
+    }
+
+    #[test]
+    fn a_socket_of_several_descriptors_and_processes_is_one() {
+        let mut sockets = Sockets::default();
+        let entries = [(1, 9), (1, 9), (1, 7), (2, 7)];
+        sockets.take_entries(&entries.map(|(address, tgid)| entry(address, address, tgid)));
+        assert_eq!(tgids(&sockets), [vec![7, 9], vec![7]]);
+    }
+
+    #[test]
+    fn what_the_kernel_tells_is_added_to_what_is_known() {
+        let mut sockets = Sockets::default();
+        sockets.take_entries(&[entry(1, 5, 7)]);
+        let seen = sockets.namespaces.get_mut(&1).unwrap();
+        seen.told = vec![told(5, 50, 10), told(0, 60, TCP_TIME_WAIT), told(6, 70, 10)];
+        sockets.take_told(Unknown::Believe);
+        let seen: Vec<_> = (sockets.sockets.iter())
+            .map(|owned| (owned.socket.cookie, owned.uid, owned.expires_in_ms))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (50, Some(33), None),
+                (60, None, Some(9)),
+                (70, Some(33), None)
+            ]
+        );
+        assert_eq!(tgids(&sockets), [vec![7], vec![], vec![]]);
+    }
+
+    #[test]
+    fn subflows_are_not_told_beside_their_socket() {
+        let mut sockets = Sockets::default();
+        let mut mptcp = entry(1, 5, 7);
+        mptcp.socket.protocol = MPTCP;
+        sockets.take_entries(&[mptcp]);
+        let mut strangers = vec![told(6, 1, 10), told(0, 2, TCP_TIME_WAIT)];
+        sockets.drop_subflows(&mut strangers);
+        assert_eq!(strangers.len(), 1);
+        assert_eq!(strangers[0].socket.cookie, 2);
+    }
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!(port_range("32768\t60999\n"), Some(32768..=60999));
+        assert_eq!(port_range("32768"), None);
+    }
+
+    #[test]
+    fn own_sockets_have_owners_in_proc() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut sockets = Sockets::default();
+        let own = netns::own().unwrap();
+        let (seen, error) = within(own, Scope::Bound.states());
+        assert!(error.is_none(), "{error:?}");
+        sockets.namespaces.insert(own, seen);
+        sockets.take_told(Unknown::Believe);
+        sockets.find_owners(Path::new("/proc"));
+        let mut found = (sockets.sockets.iter()).filter(|one| one.socket.local_port == port);
+        let tasks = &found.next().unwrap().tasks;
+        assert_eq!(tasks.len(), 1);
+        assert_eq!(tasks[0].tgid, std::process::id());
+    }
+}

@@ -1,0 +1,338 @@
+//! `portwatch list`: what there is, in a namespace of each test's own.
+
+use std::process::{Command, Output};
+
+use portwatch_tests::expect::{Order, compare, inet, socket, with};
+use portwatch_tests::socket::{REUSEADDR, REUSEPORT, V6ONLY};
+use portwatch_tests::trace::VALIDATOR;
+use portwatch_tests::{Actor, Identity, Netns, Socket, portwatch, socket as sockets, spawn};
+use serde_json::{Value, json};
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(portwatch());
+    command.arg("list").args(arguments);
+    command.stdout(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    spawn(&mut command).wait_with_output().unwrap()
+}
+
+/// A process in the namespace: without one, and without a name, nobody can look at it from within.
+fn inhabitant(netns: &Netns) -> Actor {
+    Actor::start(netns, &[])
+}
+
+/// The objects of a list of this namespace, each checked against the schema, with names for what
+/// varies.
+fn list(netns: &Netns, known: &[(&str, &Identity)], arguments: &[&str]) -> Vec<Value> {
+    let inode = netns.inode().to_string();
+    let arguments = [&["--json", "--netns", &inode], arguments].concat();
+    let output = run(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines = lines.lines().zip(0..).map(|(line, seq)| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let errors: Vec<_> = VALIDATOR
+            .iter_errors(&line)
+            .map(|e| e.to_string())
+            .collect();
+        assert!(errors.is_empty(), "{errors:#?}: {line}");
+        assert_eq!(line["seq"], seq);
+        normalise(line, netns, known)
+    });
+    lines.collect()
+}
+
+fn normalise(mut line: Value, netns: &Netns, known: &[(&str, &Identity)]) -> Value {
+    let object = line.as_object_mut().unwrap();
+    for key in ["schema", "seq", "time"] {
+        object.remove(key);
+    }
+    if let Some(left) = object.get_mut("expires_in_ms") {
+        assert!(
+            (50_000..=60_000).contains(&left.as_u64().unwrap()),
+            "{left}"
+        );
+        *left = json!("$60s");
+    }
+    if let Some(processes) = object.get_mut("processes").and_then(Value::as_array_mut) {
+        for process in processes {
+            let named = known.iter().find(|(_, who)| process["pid"] == who.pid);
+            if let Some((name, who)) = named {
+                *process = name_of(name, who, process);
+            }
+        }
+    }
+    let whole = object.contains_key("netns");
+    let place = match object.get_mut("socket") {
+        Some(socket) => socket,
+        None => &mut line,
+    };
+    let place = place.as_object_mut().unwrap();
+    // Whoever asks for it gives a socket its cookie.
+    place.remove("cookie");
+    assert_eq!(place["netns"], netns.inode(), "{whole}");
+    place["netns"] = json!("$netns");
+    if let Some(inode) = place.get_mut("inode") {
+        assert!(inode.is_u64());
+        *inode = json!("$inode");
+    }
+    line
+}
+
+/// The name, if what is told of the process is true. Lists tell less of one than events do.
+fn name_of(name: &str, who: &Identity, process: &Value) -> Value {
+    let mut who = who.clone();
+    for key in [
+        "exe",
+        "ancestors",
+        "netns",
+        "pidns",
+        "mntns",
+        "namespace_pid",
+    ] {
+        who.whole.remove(key);
+    }
+    match who.differs(process) {
+        None => json!(name),
+        Some(difference) => json!(format!("not {name}: {difference}")),
+    }
+}
+
+/// A socket that these have.
+fn held(transport: &str, local: &str, state: &str, options: &[&str], by: &[&str]) -> Value {
+    let socket = with(socket(transport, local, options), "/state", json!(state));
+    let socket = with(socket, "/uid", json!(0));
+    json!({"event": "socket", "socket": socket, "ownership": "verified", "processes": by})
+}
+
+/// This process, which has sockets in many namespaces.
+fn own() -> Identity {
+    let comm = std::fs::read("/proc/self/comm").unwrap();
+    let comm = String::from_utf8_lossy(comm.trim_ascii_end()).into_owned();
+    Identity::of_self(Vec::new(), &comm)
+}
+
+#[test]
+fn listeners_bound_sockets_and_udp_over_both_families() {
+    let netns = Netns::new();
+    let _inhabitant = inhabitant(&netns);
+    let kept = netns.run(|| {
+        let listener = Socket::tcp4().with(REUSEADDR).bound("127.0.0.1:8080");
+        listener.listen(1).unwrap();
+        let v6 = Socket::tcp6().with(V6ONLY).bound("[::]:8080");
+        v6.listen(1).unwrap();
+        let bound = Socket::tcp4().bound("0.0.0.0:80");
+        let udp = Socket::udp6().with(REUSEPORT).bound("[::1]:53");
+        [listener, v6, bound, udp]
+    });
+    let own = own();
+    let seen = list(&netns, &[("$self", &own)], &[]);
+    let by = ["$self"];
+    compare(
+        &seen,
+        &[
+            // The kernel sets it for an address that is no wildcard (net/ipv6/af_inet6.c, __inet6_bind).
+            held("udp", "[::1]:53", "bound", &["reuseport", "v6only"], &by),
+            // Kernels before 6.8 tell nothing of it but that a process has it.
+            without_uid_if(&seen, held("tcp", "0.0.0.0:80", "bound", &[], &by)),
+            held("tcp", "127.0.0.1:8080", "listen", &["reuseaddr"], &by),
+            held("tcp", "[::]:8080", "listen", &["v6only"], &by),
+        ],
+        Order::Same,
+    );
+    drop(kept);
+}
+
+/// The expected socket, as the kernel of this machine can tell of it.
+fn without_uid_if(seen: &[Value], expected: Value) -> Value {
+    let same = |seen: &&Value| seen["socket"]["local"] == expected["socket"]["local"];
+    match seen.iter().find(same) {
+        Some(seen) if seen["socket"].get("uid").is_none() => {
+            with(expected, "/socket/uid", Value::Null)
+        }
+        _ => expected,
+    }
+}
+
+#[test]
+fn a_socket_that_two_processes_have() {
+    let netns = Netns::new();
+    let steps = [
+        "socket=tcp4",
+        "bind=127.0.0.1:8080",
+        "listen",
+        "fork",
+        "pid",
+        "wait",
+        "end",
+        "wait",
+    ];
+    let mut parent = Actor::start(&netns, &steps);
+    parent.go();
+    let child: u32 = parent.number();
+    let (parent_is, child_is) = (parent.identity(), Identity::of(child));
+    let known = [("$parent", &parent_is), ("$child", &child_is)];
+    let seen = list(&netns, &known, &[]);
+    let mut by = [(parent.pid(), "$parent"), (child, "$child")];
+    by.sort_unstable();
+    let by = by.map(|(_, name)| name);
+    let expected = held("tcp", "127.0.0.1:8080", "listen", &[], &by);
+    compare(&seen, &[expected], Order::Same);
+    parent.go();
+    parent.go();
+}
+
+#[test]
+fn connections_and_timewaits() {
+    let netns = Netns::new();
+    let _inhabitant = inhabitant(&netns);
+    let (listener, client, server) = netns.run(|| {
+        let listener = Socket::tcp4().with(REUSEADDR).bound("127.0.0.1:8080");
+        listener.listen(8).unwrap();
+        // The server closes first: the TIME_WAIT is on its port.
+        for _ in 0..3 {
+            let client = Socket::tcp4();
+            let server = sockets::connect(&listener, &client);
+            drop(server);
+            drop(client);
+        }
+        let client = Socket::tcp4().bound("127.0.0.1:9000");
+        let server = sockets::connect(&listener, &client);
+        (listener, client, server)
+    });
+    netns.wait_for_timewaits(3);
+    let own = own();
+    let known = [("$self", &own)];
+    let by = ["$self"];
+    let listening = held("tcp", "127.0.0.1:8080", "listen", &["reuseaddr"], &by);
+    let waiting = json!({
+        "event": "timewaits", "transport": "tcp", "port": 8080, "netns": "$netns", "count": 3,
+        "expires_in_ms": "$60s",
+    });
+    compare(
+        &list(&netns, &known, &[]),
+        &[waiting, listening.clone()],
+        Order::Any,
+    );
+
+    let all = list(&netns, &known, &["--all"]);
+    let connected = |local, remote, options: &[&str]| {
+        let held = held("tcp", local, "established", options, &by);
+        with(held, "/socket/remote", inet(remote))
+    };
+    let (waiting, rest): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|line| line["socket"]["state"] == "time-wait");
+    assert_eq!(waiting.len(), 3, "{waiting:?}");
+    for line in waiting {
+        let mut expected = json!({
+            "event": "socket",
+            "socket": socket("tcp", "127.0.0.1:8080", &[]),
+            "ownership": "none",
+            "expires_in_ms": "$60s",
+        });
+        let place = &mut expected["socket"];
+        place["state"] = json!("time-wait");
+        place["remote"] = line["socket"]["remote"].clone();
+        place.as_object_mut().unwrap().remove("inode");
+        compare(&[line], &[expected], Order::Same);
+    }
+    compare(
+        &rest,
+        &[
+            listening,
+            connected("127.0.0.1:8080", "127.0.0.1:9000", &["reuseaddr"]),
+            connected("127.0.0.1:9000", "127.0.0.1:8080", &[]),
+        ],
+        Order::Any,
+    );
+    drop((listener, client, server));
+}
+
+#[test]
+fn filters() {
+    let netns = Netns::new();
+    let kept = netns.run(|| {
+        [
+            Socket::tcp4().bound("127.0.0.1:80"),
+            Socket::tcp6().bound("[::1]:81"),
+            Socket::udp4().bound("127.0.0.1:82"),
+        ]
+    });
+    let pid = std::process::id().to_string();
+    let ports = |arguments: &[&str]| -> Vec<u64> {
+        let lines = list(&netns, &[], arguments);
+        let port = |line: &Value| line["socket"]["local"]["port"].as_u64().unwrap();
+        lines.iter().map(port).collect()
+    };
+    assert_eq!(ports(&[]), [80, 81, 82]);
+    assert_eq!(ports(&["-4"]), [80, 82]);
+    assert_eq!(ports(&["-6"]), [81]);
+    assert_eq!(ports(&["--tcp"]), [80, 81]);
+    assert_eq!(ports(&["--udp"]), [82]);
+    assert_eq!(ports(&["-P", "80,82-90"]), [80, 82]);
+    assert_eq!(ports(&["-p", &pid]), [80, 81, 82]);
+    assert_eq!(ports(&["-p", "1"]), [0; 0]);
+    assert_eq!(ports(&["-u", "0"]), [80, 81, 82]);
+    assert_eq!(ports(&["-u", "12345"]), [0; 0]);
+    assert_eq!(ports(&["--comm", "nobody"]), [0; 0]);
+    assert_eq!(ports(&["-c", "nothing"]), [0; 0]);
+    drop(kept);
+}
+
+#[test]
+fn text() {
+    let netns = Netns::new();
+    let bound = netns.run(|| Socket::tcp4().bound("127.0.0.1:80"));
+    let inode = netns.inode().to_string();
+    let output = run(&["--netns", &inode]);
+    let own = own();
+    let (comm, pid) = (own.whole["comm"].as_str().unwrap(), own.pid);
+    let wanted = format!("tcp4  127.0.0.1:80  bound  -  -  {inode}  {comm}[{pid}]  ");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with(&wanted), "{text}");
+    assert!(text.ends_with("bound-not-listening\n"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    drop(bound);
+}
+
+#[test]
+fn a_named_namespace_is_told_by_its_name() {
+    let netns = Netns::new();
+    let udp = netns.run(|| Socket::udp4().bound("127.0.0.1:53"));
+    let name = format!("portwatch-{}", std::process::id());
+    let path = std::path::Path::new("/run/netns").join(&name);
+    std::fs::create_dir_all("/run/netns").unwrap();
+    std::fs::write(&path, "").unwrap();
+    let source = format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&*netns.file())
+    );
+    let none = None::<&str>;
+    let bind = nix::mount::MsFlags::MS_BIND;
+    nix::mount::mount(Some(&*source), &path, none, bind, none).unwrap();
+    let output = run(&["--json", "--netns", &name]);
+    nix::mount::umount(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["netns_name"], json!(name));
+    assert_eq!(line["socket"]["netns"], netns.inode());
+    drop(udp);
+}
+
+#[test]
+fn bad_input_is_a_usage_error() {
+    for arguments in [
+        &["-P", "99999"][..],
+        &["-p", "0"],
+        &["--netns", "there-is-none"],
+        &["--unix"],
+        &["extra"],
+        &["--json", "-o", "text"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
