@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lock::{self, Arch, BUSYBOX, Kernel, Package, Series};
+use super::lock::{self, Arch, Kernel, Package, Series};
 use crate::process::{capture, run_silently, say};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -63,17 +63,14 @@ impl Apt {
         command
     }
 
-    /// The newest kernel of a series, or the newest busybox.
+    /// The newest kernel of a series, or of what is no kernel.
     pub fn newest(&self, series: &Series) -> Result<Kernel> {
-        if *series == BUSYBOX {
-            let mut all = self.available.iter();
-            let (_, package) = all
-                .find(|(name, _)| name == "busybox-static")
-                .with_context(|| format!("no busybox-static in {}", series.suite))?;
+        if !series.packages.is_empty() {
+            let packages = series.packages.iter().map(|name| self.newest_of(name));
             return Ok(Kernel {
-                series: BUSYBOX.name,
+                series: series.name,
                 arch: self.arch,
-                packages: vec![package.clone()],
+                packages: packages.collect::<Result<_>>()?,
             });
         }
         let suffix = format!("-cloud-{}", self.arch.debian());
@@ -114,6 +111,13 @@ impl Apt {
             arch: self.arch,
             packages,
         })
+    }
+
+    fn newest_of(&self, wanted: &str) -> Result<Package> {
+        let all = self.available.iter().filter(|(name, _)| name == wanted);
+        let newest = all.max_by(|(_, one), (_, other)| compare(&one.version, &other.version));
+        let (_, package) = newest.with_context(|| format!("there is no package {wanted}"))?;
+        Ok(package.clone())
     }
 
     /// Downloads a package into a folder, which must be empty, and returns its file.

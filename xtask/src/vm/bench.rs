@@ -5,8 +5,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,9 +13,9 @@ use super::build::Built;
 use super::guest::{self, Clock, End, Guest};
 use super::initramfs::{add, base};
 use super::kernel::Store;
-use super::lock::{self, Arch};
+use super::lock::{self, Arch, BINDSNOOP};
 use crate::package::{Provided, provide};
-use crate::process::{capture, find_program, say, target_folder};
+use crate::process::{say, target_folder};
 
 const INIT: &[u8] = include_bytes!("bench.sh");
 const SERIES: &str = "6.12";
@@ -42,10 +40,14 @@ const PROGRAMS: &[Provided] = &[
         program: "xz",
         package: "xz-utils",
     },
-    Provided {
-        program: "bindsnoop",
-        package: "libbpf-tools",
-    },
+];
+/// The libraries of bindsnoop, and where they are looked for.
+const LIBRARIES: [(&str, &str); 5] = [
+    ("/lib64", "ld-linux-x86-64.so.2"),
+    ("/usr/lib/x86_64-linux-gnu", "libc.so.6"),
+    ("/usr/lib/x86_64-linux-gnu", "libelf.so.1"),
+    ("/usr/lib/x86_64-linux-gnu", "libz.so.1"),
+    ("/usr/lib/x86_64-linux-gnu", "libzstd.so.1"),
 ];
 
 /// Instructions of an operation, by tool and job.
@@ -81,11 +83,16 @@ pub fn bench() -> Result<()> {
         let file = built.executable("bin", program)?;
         add(&mut archive, &format!("/suite/{program}"), &file)?;
     }
-    let bindsnoop = find_program("bindsnoop").context("there is no bindsnoop")?;
-    for library in libraries(&bindsnoop)? {
-        add(&mut archive, &library.to_string_lossy(), &library)?;
+    let bindsnoop = store.files(&BINDSNOOP, Arch::X86_64)?;
+    add(
+        &mut archive,
+        "/suite/bindsnoop",
+        &bindsnoop.join("usr/sbin/bindsnoop-libbpf"),
+    )?;
+    for (place, library) in LIBRARIES {
+        let file = bindsnoop.join("usr/lib/x86_64-linux-gnu").join(library);
+        add(&mut archive, &format!("{place}/{library}"), &file)?;
     }
-    add(&mut archive, "/usr/sbin/bindsnoop", &bindsnoop)?;
 
     let folder = target_folder()?.join("vm/bench");
     fs::create_dir_all(&folder)?;
@@ -112,16 +119,6 @@ pub fn bench() -> Result<()> {
     );
     print!("{}", render(&results)?);
     Ok(())
-}
-
-/// The libraries of a program, and what loads them.
-fn libraries(program: &std::path::Path) -> Result<Vec<PathBuf>> {
-    let text = capture(Command::new("ldd").arg(program))?;
-    let words = text.split_ascii_whitespace();
-    Ok(words
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect())
 }
 
 /// Takes a result, `@result TOOL JOB NUMBER…`: of the rounds the best, of each the median.

@@ -36,7 +36,7 @@ under() {
     "$@" >/tmp/output 2>/tmp/errors &
     tool=$!
     until grep -q 127.0.0.1 /tmp/output; do
-        if ! kill -0 $tool; then
+        if ! kill -0 $tool 2>/dev/null; then
             cat /tmp/errors
             return
         fi
@@ -46,13 +46,13 @@ under() {
     kill -INT $tool
     wait $tool
     # What a tool lost it did not have to carry.
-    grep -i lost /tmp/output /tmp/errors
+    grep -hi lost /tmp/output /tmp/errors
 }
 
 work udp-any:1:100:0 >/dev/null
 for round in $ROUNDS; do
     measure none
-    under bindsnoop /usr/sbin/bindsnoop
+    under bindsnoop /suite/bindsnoop
     for backend in $BACKENDS; do
         under "$backend" /suite/portwatch trace --backend "$backend"
     done

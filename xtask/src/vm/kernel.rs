@@ -11,7 +11,7 @@ use object::{Object as _, ObjectSection as _};
 use sha2::{Digest as _, Sha256};
 
 use super::apt::Apt;
-use super::lock::{self, Arch, BUSYBOX, Kernel, Package};
+use super::lock::{self, Arch, BUSYBOX, Kernel, Package, Series};
 use crate::package::{Provided, provide};
 use crate::process::{find_program, run_silently};
 
@@ -89,19 +89,28 @@ impl Store {
             }])?;
             return find_program("busybox").context("there is no busybox");
         }
+        Ok(self.files(&BUSYBOX, arch)?.join("usr/bin/busybox"))
+    }
+
+    /// The folder with the files of what is no kernel.
+    pub fn files(&mut self, series: &Series, arch: Arch) -> Result<PathBuf> {
         let locked = lock::read()?
             .into_iter()
-            .find(|locked| locked.series == BUSYBOX.name && locked.arch == arch)
-            .with_context(|| format!("no busybox for {} is locked", arch.name()))?;
-        let package = &self.available(&locked)?.packages[0];
-        let folder = self.cache.join(format!("busybox-{}", package.sha256));
-        run_silently(
-            Command::new("dpkg-deb")
-                .arg("-x")
-                .arg(self.file(package))
-                .arg(&folder),
-        )?;
-        Ok(folder.join("bin/busybox"))
+            .find(|locked| locked.series == series.name && locked.arch == arch)
+            .with_context(|| format!("no {} for {} is locked", series.name, arch.name()))?;
+        let available = self.available(&locked)?;
+        let folder = self
+            .cache
+            .join(format!("{}-{}", series.name, available.packages[0].sha256));
+        for package in &available.packages {
+            run_silently(
+                Command::new("dpkg-deb")
+                    .arg("-x")
+                    .arg(self.file(package))
+                    .arg(&folder),
+            )?;
+        }
+        Ok(folder)
     }
 
     /// The locked kernel, or where it has left the archive the newest of its series.

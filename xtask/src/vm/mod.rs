@@ -27,7 +27,7 @@ use crate::process::{say, target_folder};
 use crate::tally::Tally;
 use guest::{Clock, End, Guest};
 use kernel::{Store, Unpacked};
-use lock::{Arch, BUSYBOX, Kernel, MATRIX};
+use lock::{Arch, Kernel, MATRIX};
 use report::{Line, Report};
 
 /// Guests at a time.
@@ -80,7 +80,7 @@ pub fn vm(args: &Args) -> Result<ExitCode> {
     if args.update_lock {
         let kernels = Store::new()?.newest()?;
         lock::write(&kernels)?;
-        say(&format!("{} kernels are locked", kernels.len()));
+        say(&format!("{} kernels and tools are locked", kernels.len()));
         return Ok(ExitCode::SUCCESS);
     }
     let outcome = run(args)?;
@@ -134,7 +134,7 @@ fn run(args: &Args) -> Result<Outcome> {
     let mut kernels = Vec::new();
     for locked in lock::read()? {
         let wanted = args.kernels.is_empty() || args.kernels.iter().any(|it| it == locked.series);
-        if wanted && locked.arch == args.arch && locked.series != BUSYBOX.name {
+        if wanted && locked.arch == args.arch && locked.is_kernel() {
             kernels.push(store.get(&locked)?);
         }
     }
