@@ -227,6 +227,17 @@ pub enum Outcome {
     Failure,
 }
 
+impl Outcome {
+    /// Its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+        }
+    }
+}
+
 /// The result of a system call.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Result {
@@ -410,7 +421,8 @@ pub enum Transport {
 
 impl Transport {
     /// Its name, if it has one.
-    fn name(&self) -> Option<&'static str> {
+    #[must_use]
+    pub fn name(&self) -> Option<&'static str> {
         Some(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
@@ -473,6 +485,18 @@ pub enum Family {
     Unix,
 }
 
+impl Family {
+    /// Its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Unix => "unix",
+        }
+    }
+}
+
 /// A socket's state, in the words of `ss`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -505,9 +529,11 @@ pub enum State {
     Closing,
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl State {
+    /// Its name, as in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Established => "established",
             Self::SynSent => "syn-sent",
             Self::SynRecv => "syn-recv",
@@ -520,7 +546,13 @@ impl fmt::Display for State {
             Self::LastAck => "last-ack",
             Self::Listen => "listen",
             Self::Closing => "closing",
-        })
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

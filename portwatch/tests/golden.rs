@@ -157,6 +157,40 @@ fn json_is_what_serde_makes_of_a_line() {
     }
 }
 
+/// What is kept of a process does not hide what its next event says otherwise.
+#[test]
+fn json_tells_what_changes_of_a_process() {
+    let process = Arc::new(samples::runner());
+    let first = samples::actor(7, "node", Process::default());
+    let first = Actor { process, ..first };
+    let changes: [fn(&mut Actor); 7] = [
+        |_| {},
+        |actor| actor.tid = Some(8),
+        |actor| actor.comm = "other".into(),
+        |actor| actor.comm_hex = Some("ff".to_owned()),
+        |actor| actor.uid = 1,
+        |actor| actor.gid = 2,
+        |actor| actor.start_time = Time(samples::NOON + 1),
+    ];
+    let mut json = Json::default();
+    for (seq, change) in changes.into_iter().enumerate() {
+        let mut actor = first.clone();
+        change(&mut actor);
+        let Body::Bind(bind) = samples::bind_failure() else {
+            unreachable!("it is a bind");
+        };
+        let process = Some(actor);
+        let event = Event {
+            time: Time(samples::NOON),
+            body: Body::Bind(Bind { process, ..bind }),
+        };
+        let mut out = Vec::new();
+        json.render(&event, &mut out);
+        let wanted = String::from_utf8(line(&event, seq as u64)).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), wanted);
+    }
+}
+
 #[test]
 fn json_has_its_keys_in_the_order_of_the_contract() {
     let mut out = Vec::new();

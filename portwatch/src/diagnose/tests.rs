@@ -140,6 +140,37 @@ fn reuseport_of_a_dead_socket_is_advised() {
     );
 }
 
+/// Where a server forked and went on, FD_CLOEXEC would have changed nothing.
+#[test]
+fn a_daemon_is_not_told_of_close_on_exec() {
+    let nginx = |pid, exe: &str| {
+        let exe = Some(exe.into());
+        let process = Process {
+            exe,
+            ..Process::default()
+        };
+        actor(pid, "nginx", process)
+    };
+    let advice = |holder| {
+        let facts = but(listener(), |facts| {
+            first(facts).binder = Some(nginx(3997, "/usr/sbin/nginx"));
+            first(facts).holder.processes = vec![nginx(3998, holder)];
+        });
+        let conflict = diagnose(&facts);
+        assert_eq!(conflict.cause, Cause::InheritedListener);
+        conflict.advice
+    };
+    assert_eq!(
+        advice("/usr/sbin/nginx"),
+        "stop nginx[3998] (kill 3998): a daemon that went to the background, or a worker that \
+         outlived its parent"
+    );
+    assert_eq!(
+        advice("/usr/bin/sleep"),
+        "stop nginx[3998] (kill 3998); open sockets with SOCK_CLOEXEC, so that no child gets them"
+    );
+}
+
 #[test]
 fn reserved_ports_are_added_to() {
     let facts = but(connection(State::SynSent, 45_000), |facts| {

@@ -9,7 +9,7 @@ use self::phrase::{
 };
 use super::facts::{Facts, Held};
 use super::judge::Judgement;
-use crate::event::{Address, Cause, Ownership};
+use crate::event::{Actor, Address, Cause, Ownership};
 use crate::sink::duration::Duration;
 
 /// What is put together for one refusal.
@@ -226,10 +226,18 @@ impl Words<'_> {
                 "{binder} bound {at} and does not have it any more: {} inherited it",
                 who(held)
             ),
-            format!(
-                "{}; open sockets with SOCK_CLOEXEC, so that no child gets them",
-                self.stop(held)
-            ),
+            if is_fork(held) {
+                // No exec was between them: FD_CLOEXEC would have closed nothing.
+                format!(
+                    "{}: a daemon that went to the background, or a worker that outlived its parent",
+                    self.stop(held)
+                )
+            } else {
+                format!(
+                    "{}; open sockets with SOCK_CLOEXEC, so that no child gets them",
+                    self.stop(held)
+                )
+            },
         )
     }
 
@@ -293,6 +301,14 @@ impl Words<'_> {
             format!("{down}, or use another port"),
         )
     }
+}
+
+/// Whether a process that has the socket runs the very program of the one that bound it.
+fn is_fork(held: &Held) -> bool {
+    let program = |actor: &Actor| actor.process.exe.clone();
+    let binders = held.binder.as_ref().and_then(program);
+    let mut holders = held.holder.processes.iter().map(program);
+    binders.is_some() && holders.any(|holders| holders == binders)
 }
 
 fn no_process(held: &Held, at: &str) -> Sentences {

@@ -12,7 +12,7 @@ use lru::LruCache;
 use serde::Serialize;
 use serde_json::to_writer;
 
-use crate::event::{Actor, Address, Body, Event, Listed, Process, Result, SCHEMA, Socket, Time};
+use crate::event::{Actor, Address, Body, Event, Listed, Result, SCHEMA, Socket, Time};
 
 /// A comma and a key.
 macro_rules! key {
@@ -27,6 +27,9 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// How many bytes what is known of a process usually has as JSON.
 const USUAL_LEN: usize = 768;
 
+/// How many bytes its keys before those usually have.
+const USUAL_HEAD_LEN: usize = 128;
+
 /// Renders events as JSON, and numbers them.
 pub struct Json {
     seq: u64,
@@ -34,12 +37,49 @@ pub struct Json {
     kept: LruCache<usize, Kept>,
 }
 
-/// What is known of a process, as JSON.
+/// What is known of a process, as JSON: keys and values without braces, each after a comma.
 struct Kept {
-    /// Keeps the address, which is the key, from becoming another process's.
-    _process: Arc<Process>,
-    /// The keys and values without their braces, each after a comma.
-    json: Vec<u8>,
+    /// Keeps the address of its process, which is the key, from becoming another's.
+    actor: Actor,
+    /// What may change from event to event.
+    head: Vec<u8>,
+    /// What does not.
+    process: Vec<u8>,
+}
+
+impl Kept {
+    fn of(actor: &Actor, times: &mut Times) -> serde_json::Result<Self> {
+        let mut process = Vec::with_capacity(USUAL_LEN);
+        pairs(&mut process, &*actor.process)?;
+        Ok(Self {
+            actor: actor.clone(),
+            head: head(actor, times)?,
+            process,
+        })
+    }
+
+    /// Whether it was made of one that says the same of the same process.
+    fn is_of(&self, actor: &Actor) -> bool {
+        let kept = &self.actor;
+        (kept.pid, kept.tid, kept.uid, kept.gid) == (actor.pid, actor.tid, actor.uid, actor.gid)
+            && kept.start_time == actor.start_time
+            && kept.comm == actor.comm
+            && kept.comm_hex == actor.comm_hex
+    }
+}
+
+/// The keys of an actor before those of its process.
+fn head(actor: &Actor, times: &mut Times) -> serde_json::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(USUAL_HEAD_LEN);
+    pair(&mut out, key!("pid"), &actor.pid)?;
+    optional(&mut out, key!("tid"), actor.tid.as_ref())?;
+    pair(&mut out, key!("comm"), &*actor.comm)?;
+    optional(&mut out, key!("comm_hex"), actor.comm_hex.as_ref())?;
+    pair(&mut out, key!("uid"), &actor.uid)?;
+    out.extend_from_slice(key!("start_time"));
+    times.put(actor.start_time, &mut out);
+    pair(&mut out, key!("gid"), &actor.gid)?;
+    Ok(out)
 }
 
 impl Default for Json {
@@ -65,7 +105,7 @@ impl Json {
 
     fn line(&mut self, event: &Event, out: &mut Vec<u8>) -> serde_json::Result<()> {
         object(out, |out| {
-            pair(out, key!("schema"), SCHEMA)?;
+            word(out, key!("schema"), SCHEMA);
             pair(out, key!("seq"), &self.seq)?;
             out.extend_from_slice(key!("time"));
             self.times.put(event.time, out);
@@ -82,7 +122,7 @@ impl Json {
         ) {
             return pairs(out, body);
         }
-        pair(out, key!("event"), body.name())?;
+        word(out, key!("event"), body.name());
         match body {
             Body::Bind(bind) => {
                 result(out, &bind.result)?;
@@ -150,32 +190,19 @@ impl Json {
         actor: Option<&Actor>,
     ) -> serde_json::Result<()> {
         let Some(actor) = actor else { return Ok(()) };
+        let address = Arc::as_ptr(&actor.process).addr();
+        let times = &mut self.times;
+        let kept = (self.kept).try_get_or_insert_mut(address, || Kept::of(actor, times))?;
+        if !kept.is_of(actor) {
+            kept.head = head(actor, times)?;
+            kept.actor = actor.clone();
+        }
         out.extend_from_slice(key);
         object(out, |out| {
-            pair(out, key!("pid"), &actor.pid)?;
-            optional(out, key!("tid"), actor.tid.as_ref())?;
-            pair(out, key!("comm"), &*actor.comm)?;
-            optional(out, key!("comm_hex"), actor.comm_hex.as_ref())?;
-            pair(out, key!("uid"), &actor.uid)?;
-            out.extend_from_slice(key!("start_time"));
-            self.times.put(actor.start_time, out);
-            pair(out, key!("gid"), &actor.gid)?;
-            out.extend_from_slice(self.process(&actor.process)?);
+            out.extend_from_slice(&kept.head);
+            out.extend_from_slice(&kept.process);
             Ok(())
         })
-    }
-
-    fn process(&mut self, process: &Arc<Process>) -> serde_json::Result<&[u8]> {
-        let address = Arc::as_ptr(process).addr();
-        let kept = self.kept.try_get_or_insert(address, || {
-            let mut json = Vec::with_capacity(USUAL_LEN);
-            pairs(&mut json, &**process)?;
-            serde_json::Result::Ok(Kept {
-                _process: Arc::clone(process),
-                json,
-            })
-        })?;
-        Ok(&kept.json)
     }
 }
 
@@ -245,6 +272,15 @@ fn pair(
     to_writer(out, value)
 }
 
+/// A value that is one of our own words: nothing in it needs escaping.
+#[inline(always)]
+fn word(out: &mut Vec<u8>, key: &[u8], word: &str) {
+    out.extend_from_slice(key);
+    out.push(b'"');
+    out.extend_from_slice(word.as_bytes());
+    out.push(b'"');
+}
+
 #[inline(always)]
 fn optional(
     out: &mut Vec<u8>,
@@ -257,13 +293,25 @@ fn optional(
     }
 }
 
+/// An array of such words.
+fn words(out: &mut Vec<u8>, key: &[u8], words: impl Iterator<Item = &'static str>) {
+    out.extend_from_slice(key);
+    out.push(b'[');
+    for (place, word) in words.enumerate() {
+        out.extend_from_slice(if place == 0 { b"\"" } else { b",\"" });
+        out.extend_from_slice(word.as_bytes());
+        out.push(b'"');
+    }
+    out.push(b']');
+}
+
 /// What is told only where it is so.
 fn flag(out: &mut Vec<u8>, key: &[u8], is: bool) -> serde_json::Result<()> {
     optional(out, key, is.then_some(&is))
 }
 
 fn result(out: &mut Vec<u8>, result: &Result) -> serde_json::Result<()> {
-    pair(out, key!("outcome"), &result.outcome)?;
+    word(out, key!("outcome"), result.outcome.name());
     optional(out, key!("error"), result.error.as_ref())?;
     optional(out, key!("errno"), result.errno.as_ref())
 }
@@ -274,12 +322,24 @@ fn socket(out: &mut Vec<u8>, socket: &Socket) -> serde_json::Result<()> {
 }
 
 fn socket_pairs(out: &mut Vec<u8>, socket: &Socket) -> serde_json::Result<()> {
-    optional(out, key!("transport"), socket.transport.as_ref())?;
-    optional(out, key!("family"), socket.family.as_ref())?;
+    match socket
+        .transport
+        .as_ref()
+        .map(|transport| (transport, transport.name()))
+    {
+        Some((_, Some(name))) => word(out, key!("transport"), name),
+        Some((other, None)) => pair(out, key!("transport"), other)?,
+        None => {}
+    }
+    if let Some(family) = socket.family {
+        word(out, key!("family"), family.name());
+    }
     address(out, key!("local"), socket.local.as_ref())?;
     address(out, key!("remote"), socket.remote.as_ref())?;
-    optional(out, key!("state"), socket.state.as_ref())?;
-    pair(out, key!("options"), &socket.options)?;
+    if let Some(state) = socket.state {
+        word(out, key!("state"), state.name());
+    }
+    words(out, key!("options"), socket.options.names());
     optional(out, key!("bound_device"), socket.bound_device.as_ref())?;
     optional(out, key!("netns"), socket.netns.as_ref())?;
     optional(out, key!("cookie"), socket.cookie.as_ref())?;
