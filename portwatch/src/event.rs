@@ -5,6 +5,7 @@
 
 mod conflict;
 mod listed;
+mod why;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde::{Serialize, Serializer};
 
 pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
 pub use listed::{Listed, Timewaits};
+pub use why::{LastUse, LastUser, Newcomer, Place, PortRange, Published, Why};
 
 /// The version of the schema that every object names.
 pub const SCHEMA: &str = "portwatch/1";
@@ -67,6 +69,8 @@ pub enum Body {
     Socket(Listed),
     /// The connections in TIME_WAIT on a port, of a list.
     Timewaits(Timewaits),
+    /// Who has a port, and what a newcomer would get.
+    Why(Box<Why>),
 }
 
 impl Body {
@@ -83,6 +87,7 @@ impl Body {
             Self::End(_) => "end",
             Self::Socket(_) => "socket",
             Self::Timewaits(_) => "timewaits",
+            Self::Why(_) => "why",
         }
     }
 }

@@ -128,7 +128,7 @@ impl Filter {
             Body::Timewaits(timewaits) => {
                 self.passes_timewaits(timewaits) && self.passes_actor(None)
             }
-            Body::Start(_) | Body::Lost(_) | Body::End(_) => true,
+            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Why(_) => true,
         }
     }
 

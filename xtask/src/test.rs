@@ -60,6 +60,8 @@ enum Level {
     Plain,
     /// Whole events against this machine's kernel: needs root
     Host,
+    /// Real containers on this machine: needs root, and starts daemons of its own
+    Container,
     /// The bind-conflict rules against this machine's kernel: needs root
     Differential,
     /// The host's scenarios against other kernels, in virtual machines: needs Debian's packages
@@ -68,6 +70,22 @@ enum Level {
 
 /// The test programs of portwatch-tests that are the level `host`.
 const HOST_TESTS: &[&str] = &["host", "programs", "robust"];
+
+/// What the level `container` starts.
+const CONTAINER_PROGRAMS: &[Provided] = &[
+    Provided {
+        program: "dockerd",
+        package: "docker.io",
+    },
+    Provided {
+        program: "iptables",
+        package: "iptables",
+    },
+    Provided {
+        program: "busybox",
+        package: "busybox-static",
+    },
+];
 
 /// What the level `differential` runs `ip` for.
 const DIFFERENTIAL_PROGRAMS: &[Provided] = &[Provided {
@@ -81,6 +99,7 @@ impl Level {
         match self {
             Self::Plain => "plain",
             Self::Host => "host",
+            Self::Container => "container",
             Self::Differential => "differential",
             Self::Vm => "vm",
         }
@@ -97,14 +116,10 @@ impl Level {
                 command.args(["--workspace", "--exclude", "portwatch-tests"]);
             }
             Self::Host => {
-                let root = find_root()?;
-                provide(HOST_PROGRAMS)?;
-                let binary = build_portwatch()?;
-                command
-                    .args(["-p", "portwatch-tests", "--profile", "tests"])
-                    .args(HOST_TESTS.iter().flat_map(|test| ["--test", test]))
-                    .args(root.cargo_runner())
-                    .env("PORTWATCH_BIN", binary);
+                with_portwatch(&mut command, HOST_PROGRAMS, HOST_TESTS)?;
+            }
+            Self::Container => {
+                with_portwatch(&mut command, CONTAINER_PROGRAMS, &["container"])?;
             }
             Self::Differential => {
                 let root = find_root()?;
@@ -117,6 +132,19 @@ impl Level {
         }
         Ok(command)
     }
+}
+
+/// Has these test programs run as root with a portwatch that is built for it.
+fn with_portwatch(command: &mut Command, programs: &[Provided], tests: &[&str]) -> Result<()> {
+    let root = find_root()?;
+    provide(programs)?;
+    let binary = build_portwatch()?;
+    command
+        .args(["-p", "portwatch-tests", "--profile", "tests"])
+        .args(tests.iter().flat_map(|test| ["--test", test]))
+        .args(root.cargo_runner())
+        .env("PORTWATCH_BIN", binary);
+    Ok(())
 }
 
 /// How tests can act as root; without a way the level cannot run here.
@@ -144,7 +172,12 @@ pub fn test(args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() {
         // The matrix takes longer than the others together, and has scenarios that fail in guests
         // alone: docs/development.md names them.
-        &[Level::Plain, Level::Host, Level::Differential][..]
+        &[
+            Level::Plain,
+            Level::Host,
+            Level::Container,
+            Level::Differential,
+        ][..]
     } else {
         &args.levels
     };
@@ -284,7 +317,7 @@ mod tests {
             })
             .collect();
         programs.sort();
-        let mut run = [HOST_TESTS, &["differential"]].concat();
+        let mut run = [HOST_TESTS, &["container", "differential"]].concat();
         run.sort_unstable();
         assert_eq!(programs, run);
     }

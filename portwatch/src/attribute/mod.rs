@@ -341,9 +341,11 @@ impl Attribution {
                 None => (Ownership::None, Vec::new()),
             }
         };
+        let held = socket(&record.socket, &[0; 16]);
+        let publishes = self.containers.publishes(&held, &processes, Instant::now());
         let holder = Holder {
             socket: HeldSocket {
-                socket: socket(&record.socket, &[0; 16]),
+                socket: held,
                 uid: (!timewait).then_some(record.uid),
             },
             ownership,
@@ -351,7 +353,7 @@ impl Attribution {
             expires_in_ms: timewait
                 .then(|| milliseconds(record.expires_in.saturating_mul(self.jiffy))),
             processes,
-            publishes: None,
+            publishes,
         };
         let mut held = Held::from(holder);
         if record.socket.flags & socket_flag::KERNEL != 0 {

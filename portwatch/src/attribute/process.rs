@@ -474,6 +474,12 @@ fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {
     ancestors
 }
 
+/// The container of a process, by its folder in `/proc`.
+pub fn container_of(directory: &Path) -> Option<ContainerRef> {
+    let (v2, v1) = cgroups_from_proc(directory);
+    cgroup::of_process(Some(&v2), Some(&v1)).container
+}
+
 /// The cgroup paths of both versions, of version 1 that of the same hierarchies as the kernel side
 /// takes it from.
 fn cgroups_from_proc(directory: &Path) -> (String, String) {

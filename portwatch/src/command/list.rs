@@ -193,7 +193,12 @@ fn is_listed(owned: &Owned, scope: Scope) -> bool {
 }
 
 /// `complete` says that no process has the socket but those that are known.
-fn listed(owned: &Owned, seen: Option<&Seen>, complete: bool, actors: &mut Actors) -> Listed {
+pub(super) fn listed(
+    owned: &Owned,
+    seen: Option<&Seen>,
+    complete: bool,
+    actors: &mut Actors,
+) -> Listed {
     let device = owned.device.as_deref().unwrap_or("\0");
     let mut socket = socket(&owned.socket, device.as_bytes());
     let waiting = socket.state == Some(State::TimeWait);
@@ -216,7 +221,7 @@ fn listed(owned: &Owned, seen: Option<&Seen>, complete: bool, actors: &mut Actor
     }
 }
 
-fn name(seen: Option<&Seen>) -> Option<Text> {
+pub(super) fn name(seen: Option<&Seen>) -> Option<Text> {
     seen.and_then(|seen| seen.name.as_deref()).map(Text::from)
 }
 
@@ -242,9 +247,9 @@ fn timewaits(sockets: &[Owned]) -> BTreeMap<(u32, u16), Sum> {
 }
 
 /// Processes, each looked up once.
-struct Actors {
+pub(super) struct Actors {
     clock: Clock,
-    containers: Containers,
+    pub(super) containers: Containers,
     known: HashMap<Key, Actor>,
 }
 

@@ -15,6 +15,7 @@ mod options;
 pub mod pipeline;
 pub mod trace;
 pub mod value;
+pub mod why;
 
 /// Exit status: it failed while running.
 const FAILED: u8 = 1;
@@ -42,6 +43,8 @@ enum Command {
     Trace(Box<trace::Options>),
     /// List every bound port of every network namespace, and who has it
     List(list::Options),
+    /// Tell who has a port, whether a bind to it would fail, and what to do
+    Why(why::Options),
     /// Tell what this kernel offers, which hooks are used and whether each one fires
     Doctor(doctor::Options),
     /// Explain why a bind or listen fails, and how it is fixed
@@ -68,6 +71,7 @@ impl Cli {
         match self.command {
             Command::Trace(options) => trace::run(*options),
             Command::List(options) => list::run(options),
+            Command::Why(options) => why::run(&options),
             Command::Doctor(options) => doctor::run(options),
             Command::Explain(options) => explain::run(&options),
             Command::Completions { shell } => {
@@ -160,7 +164,7 @@ mod tests {
         let error = man(Some("nonsense")).unwrap_err().to_string();
         assert!(
             error.starts_with(
-                "no subcommand nonsense: there are trace, list, doctor, explain, completions, man"
+                "no subcommand nonsense: there are trace, list, why, doctor, explain, completions, man"
             ),
             "{error}"
         );

@@ -139,6 +139,11 @@ fn state(held: &Held) -> Option<State> {
     held.holder.socket.socket.state
 }
 
+/// Whether one of the holders keeps the newcomer from its port, by the rules.
+pub(super) fn is_in_the_way(facts: &Facts) -> bool {
+    decider(facts).is_some()
+}
+
 /// Whether it is a connection, TIME_WAIT excepted, or a socket of UDP with a peer.
 fn is_connection(held: &Held) -> bool {
     !matches!(

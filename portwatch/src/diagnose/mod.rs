@@ -49,5 +49,13 @@ pub fn diagnose(facts: &Facts) -> Conflict {
     }
 }
 
+/// What a bind that was not tried would be refused with; nothing if the rules let it pass.
+///
+/// The facts are those of a refusal with EADDRINUSE, or with EACCES, which is not foreseen here.
+#[must_use]
+pub fn foresee(facts: &Facts) -> Option<Conflict> {
+    judge::is_in_the_way(facts).then(|| diagnose(facts))
+}
+
 #[cfg(test)]
 mod tests;

@@ -349,11 +349,10 @@ fn published(held: &Held, at: &str) -> Sentences {
         Some(publishes) => {
             let container = &publishes.container;
             (
-                format!(
-                    "{} publishes its port {} on {at}",
-                    named(container),
-                    publishes.port
-                ),
+                match publishes.port {
+                    Some(port) => format!("{} publishes its port {port} on {at}", named(container)),
+                    None => format!("{} publishes a port of its own on {at}", named(container)),
+                },
                 format!(
                     "{}, or change its mapping of ports",
                     stop_container(container)

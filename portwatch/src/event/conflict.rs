@@ -85,8 +85,9 @@ pub enum Ownership {
 pub struct Publishes {
     /// The container.
     pub container: Container,
-    /// Its port.
-    pub port: u16,
+    /// Its port, if the runtime's records or arguments tell it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 macro_rules! causes {

@@ -49,6 +49,10 @@ pub struct Seen {
     pub name: Option<String>,
     /// `net.ipv4.ip_local_port_range`.
     pub ephemeral: Option<RangeInclusive<u16>>,
+    /// `net.ipv4.ip_local_reserved_ports`, as it is written there.
+    pub reserved: Option<String>,
+    /// `net.ipv4.ip_unprivileged_port_start`.
+    pub unprivileged: Option<u16>,
     /// Names of its interfaces, by index.
     interfaces: HashMap<u32, String>,
     told: Vec<Told>,
@@ -181,12 +185,17 @@ fn look(
 /// What the kernel tells of the calling thread's namespace, and what went wrong with some of it.
 fn within(inode: u32, wanted: States) -> (Seen, Option<io::Error>) {
     let (told, error) = tell(inode, wanted);
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let setting = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
+        Some(text.trim().to_owned())
+    };
     let interfaces = nix::net::if_::if_nameindex().ok();
     let interfaces = interfaces.iter().flat_map(|list| list.iter());
     let seen = Seen {
         name: None,
-        ephemeral: range.as_deref().and_then(port_range),
+        ephemeral: setting("ip_local_port_range").and_then(|text| port_range(&text)),
+        reserved: setting("ip_local_reserved_ports"),
+        unprivileged: setting("ip_unprivileged_port_start").and_then(|text| text.parse().ok()),
         interfaces: interfaces
             .map(|one| (one.index(), one.name().to_string_lossy().into_owned()))
             .collect(),

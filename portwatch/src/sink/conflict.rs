@@ -43,7 +43,7 @@ pub(super) fn explain(conflict: &Conflict, at: Time, zone: &TimeZone, out: &mut 
     );
 }
 
-fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
+pub(super) fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
     let mut text = owners(holder);
     // Writing to a String cannot fail.
     let _ = write!(text, ", {}", what(holder));
@@ -59,7 +59,11 @@ fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
     }
     if let Some(publishes) = &holder.publishes {
         let container = container(&publishes.container);
-        let _ = write!(text, " for port {} of {container}", publishes.port);
+        let _ = write!(text, ", published by {container}");
+        let local = holder.socket.socket.local.as_ref();
+        if let Some((host, port)) = local.and_then(Address::port).zip(publishes.port) {
+            let _ = write!(text, " as {host} → {port}");
+        }
     } else if let Some(place) = holder.processes.first().and_then(place) {
         let _ = write!(text, " in {place}");
     }
@@ -119,7 +123,7 @@ fn place(actor: &Actor) -> Option<String> {
     }
 }
 
-fn container(container: &Container) -> String {
+pub(super) fn container(container: &Container) -> String {
     let id: String = container.id.chars().take(12).collect();
     let name = container.name.as_deref().unwrap_or(&id);
     let compose = container

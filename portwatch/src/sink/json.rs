@@ -118,7 +118,7 @@ impl Json {
     fn body(&mut self, body: &Body, out: &mut Vec<u8>) -> serde_json::Result<()> {
         if matches!(
             body,
-            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_)
+            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_) | Body::Why(_)
         ) {
             return pairs(out, body);
         }
@@ -159,7 +159,9 @@ impl Json {
                 self.actor(out, key!("process"), timewait.process.as_ref())
             }
             Body::Socket(listed) => self.listed(out, listed),
-            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_) => Ok(()),
+            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_) | Body::Why(_) => {
+                Ok(())
+            }
         }
     }
 

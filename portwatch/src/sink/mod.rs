@@ -10,3 +10,4 @@ pub mod escape;
 pub mod json;
 pub mod list;
 pub mod text;
+pub mod why;

@@ -121,7 +121,8 @@ impl Text {
             | Body::Lost(_)
             | Body::End(_)
             | Body::Socket(_)
-            | Body::Timewaits(_) => return,
+            | Body::Timewaits(_)
+            | Body::Why(_) => return,
         };
         let actor = actor.as_ref();
         self.line.clear();

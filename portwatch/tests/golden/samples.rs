@@ -5,11 +5,99 @@ use std::sync::Arc;
 
 use portwatch::event::{
     AbstractText, Actor, Address, Ancestor, Bind, Body, Cause, Conflict, Container, End, Event,
-    Evidence, Family, HeldSocket, Holder, Listed, Listen, Lost, Missing, Options, Outcome,
-    Ownership, PathText, Phase, Process, Reason, Release, Result, Socket, Start, State, Step, Time,
-    Timewait, Timewaits, Transport,
+    Evidence, Family, HeldSocket, Holder, LastUse, LastUser, Listed, Listen, Lost, Missing,
+    Newcomer, Options, Outcome, Ownership, PathText, Phase, Place, PortRange, Process, Published,
+    Reason, Release, Result, Socket, Start, State, Step, Time, Timewait, Timewaits, Transport, Why,
 };
 use portwatch_common::record::option;
+
+/// A port that a listener has, a connection that waits, and a container without a socket.
+pub fn why() -> Why {
+    let listening = Socket {
+        state: Some(State::Listen),
+        ..tcp6("::", 3000, 0)
+    };
+    let waiting = Socket {
+        state: Some(State::TimeWait),
+        remote: Some(Address::v4([127, 0, 0, 1], 51_234)),
+        ..tcp4([127, 0, 0, 1], 3000)
+    };
+    let holder = |socket, ownership, processes| Holder {
+        socket: HeldSocket {
+            socket,
+            uid: Some(1001),
+        },
+        ownership,
+        bound_at: None,
+        expires_in_ms: None,
+        processes,
+        publishes: None,
+    };
+    let newcomer = |address: &str, options, cause: Option<Cause>| Newcomer {
+        address: address.parse().unwrap(),
+        options: Options(options),
+        uid: 1001,
+        result: cause.map_or_else(ok, |_| failed("EADDRINUSE", 98)),
+        cause,
+    };
+    let dual_stack = Some(Cause::DualStack);
+    Why {
+        port: 3000,
+        held: true,
+        places: vec![Place {
+            transport: Transport::Tcp,
+            netns: 4_026_531_840,
+            netns_name: None,
+            host: true,
+            holders: vec![
+                holder(
+                    listening,
+                    Ownership::Verified,
+                    vec![actor(3998, HOSTILE, runner())],
+                ),
+                Holder {
+                    expires_in_ms: Some(41_200),
+                    ..holder(waiting, Ownership::None, Vec::new())
+                },
+            ],
+            newcomers: vec![
+                newcomer("0.0.0.0", 0, dual_stack),
+                newcomer("0.0.0.0", option::REUSEADDR, dual_stack),
+                newcomer("::1", 0, Some(Cause::WildcardOverlap)),
+                newcomer("::1", option::REUSEADDR, None),
+            ],
+            conflict: Some(Conflict {
+                cause: Cause::DualStack,
+                summary: "a listener on [::] without IPV6_V6ONLY also covers 0.0.0.0".into(),
+                advice: "stop 3998 (kill 3998)".into(),
+                evidence: None,
+                holders: Vec::new(),
+            }),
+            range: PortRange {
+                ephemeral: true,
+                ..PortRange::default()
+            },
+        }],
+        published: vec![Published {
+            container: contained().container.unwrap(),
+            protocol: "tcp".into(),
+            address: Some([0, 0, 0, 0].into()),
+            port: 80,
+            by_socket: false,
+        }],
+        last_use: Some(LastUse {
+            time: Time(NOON),
+            event: "release".into(),
+            transport: Some("tcp".into()),
+            process: Some(LastUser {
+                pid: 7,
+                comm: "node".into(),
+                args: vec!["node".into(), HOSTILE.into()],
+            }),
+        }),
+        range: PortRange::default(),
+    }
+}
 
 /// 2026-11-22T12:03:09.114907113Z
 pub const NOON: i64 = 1_795_348_989_114_907_113;
@@ -642,6 +730,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 ephemeral: false,
             }),
         ),
+        ("why", Body::Why(Box::new(why()))),
     ];
     bodies
         .into_iter()

@@ -19,3 +19,4 @@ mod process;
 mod snapshot;
 mod text;
 mod timewait;
+mod why;

@@ -1,0 +1,175 @@
+//! Docker's records: `config.v2.json` of a container, as dockerd 20.10 to 28 write it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::file::{Content, Source, read};
+use super::stores::Store;
+use super::{Answer, Publication, text};
+use crate::event::Container;
+
+/// How many containers of a daemon are looked through for a port.
+const LOOKED_THROUGH: usize = 1024;
+
+/// The name, image and labels of a container below a data root.
+pub(super) fn container(data_root: &Path, id: &str) -> Answer {
+    let path = record_path(data_root, id);
+    let (bytes, stamp) = match read(&path) {
+        Content::Read(bytes, stamp) => (bytes, stamp),
+        Content::Absent => return Answer::Absent,
+        Content::Broken => return Answer::Broken,
+    };
+    match parse(&bytes, id) {
+        Some(record) => Answer::Found(record.container(), Source { path, stamp }),
+        None => Answer::Broken,
+    }
+}
+
+/// The ports that the running containers of a daemon publish.
+pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
+    let Ok(entries) = std::fs::read_dir(store.path.join("containers")) else {
+        return;
+    };
+    for entry in entries.flatten().take(LOOKED_THROUGH) {
+        let name = entry.file_name();
+        let Some(id) = name.to_str() else { continue };
+        if let Content::Read(bytes, _) = read(&record_path(&store.path, id))
+            && let Some(record) = parse(&bytes, id)
+        {
+            found.extend(record.publications(store.netns));
+        }
+    }
+}
+
+/// What `daemon.json` says of where the data is.
+pub(super) fn configured_data_root(config: &Path) -> Option<PathBuf> {
+    let Content::Read(bytes, _) = read(config) else {
+        return None;
+    };
+    let daemon: Daemon = serde_json::from_slice(&bytes).ok()?;
+    daemon.data_root.filter(|path| path.is_absolute())
+}
+
+fn record_path(data_root: &Path, id: &str) -> PathBuf {
+    data_root.join("containers").join(id).join("config.v2.json")
+}
+
+fn parse(bytes: &[u8], id: &str) -> Option<Record> {
+    let record: Record = serde_json::from_slice(bytes).ok()?;
+    (record.id == id).then_some(record)
+}
+
+/// `config.v2.json`.
+#[derive(Deserialize)]
+struct Record {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Name")]
+    name: Option<String>,
+    #[serde(rename = "Config")]
+    config: Option<Config>,
+    #[serde(rename = "State")]
+    state: Option<State>,
+    #[serde(rename = "NetworkSettings")]
+    network: Option<Network>,
+}
+
+#[derive(Deserialize, Default)]
+struct Config {
+    #[serde(rename = "Image")]
+    image: Option<String>,
+    #[serde(rename = "Labels")]
+    labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct State {
+    #[serde(rename = "Running", default)]
+    running: bool,
+}
+
+#[derive(Deserialize)]
+struct Network {
+    /// By `80/tcp`; null where the port is exposed and not published.
+    #[serde(rename = "Ports")]
+    ports: Option<BTreeMap<String, Option<Vec<HostPort>>>>,
+    #[serde(rename = "Networks")]
+    networks: Option<BTreeMap<String, Option<Endpoint>>>,
+}
+
+#[derive(Deserialize)]
+struct HostPort {
+    #[serde(rename = "HostIp", default)]
+    ip: String,
+    #[serde(rename = "HostPort", default)]
+    port: String,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    #[serde(rename = "IPAddress", default)]
+    ipv4: String,
+    #[serde(rename = "GlobalIPv6Address", default)]
+    ipv6: String,
+}
+
+/// `daemon.json` of dockerd.
+#[derive(Deserialize)]
+struct Daemon {
+    #[serde(rename = "data-root")]
+    data_root: Option<PathBuf>,
+}
+
+impl Record {
+    fn container(&self) -> Container {
+        let name = self.name.as_deref().unwrap_or_default();
+        let config = self.config.as_ref();
+        let image = config.and_then(|config| config.image.as_deref());
+        Container {
+            runtime: "docker".into(),
+            id: self.id.as_str().into(),
+            name: text(name.strip_prefix('/').unwrap_or(name)),
+            image: text(image.unwrap_or_default()),
+            labels: config
+                .and_then(|config| config.labels.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn publications(&self, netns: Option<u32>) -> Vec<Publication> {
+        let running = self.state.as_ref().is_some_and(|state| state.running);
+        let (true, Some(network)) = (running, &self.network) else {
+            return Vec::new();
+        };
+        let addresses: Vec<IpAddr> = (network.networks.iter().flatten())
+            .filter_map(|(_, endpoint)| endpoint.as_ref())
+            .flat_map(|endpoint| [&endpoint.ipv4, &endpoint.ipv6])
+            .filter_map(|address| address.parse().ok())
+            .collect();
+        let mut publications = Vec::new();
+        for (port, bindings) in network.ports.iter().flatten() {
+            let Some((port, protocol)) = port.split_once('/') else {
+                continue;
+            };
+            let Ok(port) = port.parse() else { continue };
+            for binding in bindings.iter().flatten() {
+                let Ok(host_port) = binding.port.parse() else {
+                    continue;
+                };
+                publications.push(Publication {
+                    container: self.container(),
+                    protocol: protocol.to_owned(),
+                    host_address: binding.ip.parse().ok(),
+                    host_port,
+                    port,
+                    addresses: addresses.clone(),
+                    netns,
+                });
+            }
+        }
+        publications
+    }
+}

@@ -1,0 +1,64 @@
+//! The lists of containers/storage, which podman and CRI-O share.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::file::{Content, Source, read};
+use super::{Answer, just_id, text};
+use crate::attribute::cgroup::ContainerRef;
+use crate::event::Container;
+
+/// The lists of a store. Containers that are run with `--rm` are in the second one.
+const LISTS: [&str; 2] = ["containers.json", "volatile-containers.json"];
+
+/// The name and image of a container, from the folder `overlay-containers` of a store.
+pub(super) fn container(store: &Path, reference: &ContainerRef) -> Answer {
+    let mut answer = Answer::Absent;
+    for list in LISTS {
+        let path = store.join(list);
+        let (bytes, stamp) = match read(&path) {
+            Content::Read(bytes, stamp) => (bytes, stamp),
+            Content::Absent => continue,
+            Content::Broken => {
+                answer = Answer::Broken;
+                continue;
+            }
+        };
+        let Ok(records) = serde_json::from_slice::<Vec<Record>>(&bytes) else {
+            answer = Answer::Broken;
+            continue;
+        };
+        let Some(record) = records.into_iter().find(|record| record.id == reference.id) else {
+            continue;
+        };
+        let metadata: RecordMetadata = record
+            .metadata
+            .and_then(|metadata| serde_json::from_str(&metadata).ok())
+            .unwrap_or_default();
+        let name = record.names.and_then(|names| names.into_iter().next());
+        let container = Container {
+            name: text(&name.or(metadata.name).unwrap_or_default()),
+            image: text(&metadata.image_name.unwrap_or_default()),
+            ..just_id(reference)
+        };
+        return Answer::Found(container, Source { path, stamp });
+    }
+    answer
+}
+
+/// An element of the lists.
+#[derive(Deserialize)]
+struct Record {
+    id: String,
+    names: Option<Vec<String>>,
+    /// JSON in a string.
+    metadata: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct RecordMetadata {
+    #[serde(rename = "image-name")]
+    image_name: Option<String>,
+    name: Option<String>,
+}

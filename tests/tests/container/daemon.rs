@@ -1,0 +1,161 @@
+//! A dockerd of a test's own.
+
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use portwatch_tests::{Netns, Program, patience, signal, start, wait};
+use tempfile::TempDir;
+
+/// How long the daemon and its containers may take: dozens of times as long as they do.
+fn limit() -> Duration {
+    Duration::from_secs(60) * patience()
+}
+
+/// The image that all containers are made of: busybox and nothing else.
+const IMAGE: &str = "portwatch-test:1";
+
+/// A running dockerd, in a network and mount namespace of its own.
+pub struct Docker {
+    /// The namespace whose ports it publishes on.
+    pub netns: Arc<Netns>,
+    folder: TempDir,
+    daemon: Program,
+}
+
+impl Docker {
+    /// Starts one; it is ready when this returns.
+    pub fn start(options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let netns = Arc::new(Netns::new());
+        // It tells as a service of systemd does.
+        let ready = UnixDatagram::bind(place("ready")).unwrap();
+        ready.set_read_timeout(Some(limit())).unwrap();
+        let mut command = netns.command("dockerd");
+        command
+            .arg("--data-root")
+            .arg(place("data"))
+            .arg("--exec-root")
+            .arg(place("exec"))
+            .arg("--pidfile")
+            .arg(place("pid"))
+            .arg("--host")
+            .arg(format!("unix://{}", place("socket").display()))
+            .args(options)
+            .env("NOTIFY_SOCKET", place("ready"))
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(place("out")).unwrap())
+            .stderr(std::fs::File::create(place("log")).unwrap());
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { command.pre_exec(|| own_mounts().map_err(std::io::Error::from)) };
+        let daemon = start(&mut command);
+        let docker = Self {
+            netns,
+            folder,
+            daemon,
+        };
+        let mut told = [0; 64];
+        match ready.recv(&mut told) {
+            Ok(length) if told[..length].starts_with(b"READY=1") => {}
+            other => panic!("dockerd is not ready: {other:?}\n{}", docker.log()),
+        }
+        docker.make_image();
+        docker
+    }
+
+    fn make_image(&self) {
+        let root = self.folder.path().join("root");
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        let busybox = std::env::split_paths(&path)
+            .map(|folder| folder.join("busybox"))
+            .find(|file| file.is_file());
+        std::fs::copy(busybox.unwrap(), root.join("bin/busybox")).unwrap();
+        let archive = self.folder.path().join("root.tar");
+        let status = Command::new("tar")
+            .arg("-C")
+            .arg(&root)
+            .arg("-cf")
+            .arg(&archive)
+            .arg(".")
+            .status();
+        assert!(status.unwrap().success());
+        self.docker(&["import", archive.to_str().unwrap(), IMAGE]);
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Runs `docker` to its end, whatever that is.
+    pub fn try_docker(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new("docker");
+        command
+            .arg("--host")
+            .arg(format!("unix://{}", self.socket().display()))
+            .args(arguments)
+            .env("DOCKER_CONFIG", self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        portwatch_tests::spawn(&mut command)
+            .wait_with_output()
+            .unwrap()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// Runs `docker`, which succeeds; gives what it printed.
+    pub fn docker(&self, arguments: &[&str]) -> String {
+        let output = self.try_docker(arguments);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "docker {arguments:?}: {told}\n{}",
+            self.log()
+        );
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Starts a container in the background: options of `docker run`, and what busybox does in it.
+    /// Gives its id.
+    pub fn run(&self, options: &[&str], busybox: &[&str]) -> String {
+        self.docker(&Self::run_arguments(options, busybox))
+    }
+
+    /// What [`Docker::run`] gives to `docker`.
+    pub fn run_arguments<'a>(options: &[&'a str], busybox: &[&'a str]) -> Vec<&'a str> {
+        let image: &[&str] = &[IMAGE, "/bin/busybox"];
+        [&["run", "--detach"][..], options, image, busybox].concat()
+    }
+}
+
+impl Drop for Docker {
+    /// Its containers end first: their shims would outlive it.
+    fn drop(&mut self) {
+        let containers = self.try_docker(&["ps", "--all", "--quiet"]);
+        let ids = String::from_utf8_lossy(&containers.stdout).into_owned();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if !ids.is_empty() {
+            self.try_docker(&[&["rm", "--force"][..], &ids].concat());
+        }
+        signal(&self.daemon, Signal::SIGTERM);
+        wait(&mut self.daemon, limit());
+    }
+}
+
+/// What is mounted from here on is seen by this process and its children alone.
+fn own_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+}
