@@ -26,9 +26,9 @@ const SYS_LISTEN: u64 = 4;
 /// so what is not ours leaves after one load and a few comparisons.
 #[inline(always)]
 fn call(regs: *const u8) -> Option<Call> {
+    // On arm64 it is an `s32`, beyond whose end the verifier lets nobody read.
     // SAFETY: `regs` is the tracepoint's typed argument.
-    let nr =
-        unsafe { load_typed::<u64>(regs, &layout::REGS_NR) } as u32 & !layout::NR_IGNORE.load();
+    let nr = unsafe { load_typed::<u32>(regs, &layout::REGS_NR) } & !layout::NR_IGNORE.load();
     if (nr == layout::NR_BIND.load() || nr == layout::NR_LISTEN.load()) && !is_compat(regs) {
         return native_call(regs, nr);
     }

@@ -31,6 +31,9 @@ const PEERS: &[Provided] = &[
 /// The arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// In a guest that counts instructions, each backend beside bindsnoop
+    #[arg(long)]
+    guest: bool,
     /// What the bench program is given
     #[arg(
         trailing_var_arg = true,
@@ -40,9 +43,11 @@ pub struct Args {
     arguments: Vec<OsString>,
 }
 
-/// Builds portwatch, then becomes the bench program. Returns only with an
-/// error.
+/// Builds portwatch, then becomes the bench program, unless it is for a guest.
 pub fn bench(args: &Args) -> Result<()> {
+    if args.guest {
+        return crate::vm::bench::bench();
+    }
     let root = Root::find()?;
     provide(PEERS)?;
     let binary = build_portwatch()?;

@@ -386,8 +386,10 @@ fn loopback_up() -> anyhow::Result<()> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
     // SAFETY: an ifreq of zeros is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l'.cast_signed();
-    request.ifr_name[1] = b'o'.cast_signed();
+    // A char of C has a sign on x86_64 and none on aarch64.
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING)?;
     // SAFETY: the descriptor is open and the request lives as long as the call.
     unsafe { set_flags(socket.as_raw_fd(), &raw const request) }?;

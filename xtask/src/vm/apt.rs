@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lock::{Arch, Kernel, MATRIX, Package, Series};
+use super::lock::{self, Arch, Kernel, Package, Series};
 use crate::process::{capture, run_silently, say};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -63,8 +63,16 @@ impl Apt {
         command
     }
 
-    /// The newest kernel of a series.
+    /// The newest kernel of a series, or of what is no kernel.
     pub fn newest(&self, series: &Series) -> Result<Kernel> {
+        if !series.packages.is_empty() {
+            let packages = series.packages.iter().map(|name| self.newest_of(name));
+            return Ok(Kernel {
+                series: series.name,
+                arch: self.arch,
+                packages: packages.collect::<Result<_>>()?,
+            });
+        }
         let suffix = format!("-cloud-{}", self.arch.debian());
         let mut newest: Option<(&str, &Package)> = None;
         for (name, package) in &self.available {
@@ -103,6 +111,13 @@ impl Apt {
             arch: self.arch,
             packages,
         })
+    }
+
+    fn newest_of(&self, wanted: &str) -> Result<Package> {
+        let all = self.available.iter().filter(|(name, _)| name == wanted);
+        let newest = all.max_by(|(_, one), (_, other)| compare(&one.version, &other.version));
+        let (_, package) = newest.with_context(|| format!("there is no package {wanted}"))?;
+        Ok(package.clone())
     }
 
     /// Downloads a package into a folder, which must be empty, and returns its file.
@@ -146,7 +161,7 @@ fn sources() -> Result<String> {
             )
         })
     };
-    let mut suites: Vec<_> = MATRIX.iter().map(|series| series.suite).collect();
+    let mut suites: Vec<_> = lock::all().map(|series| series.suite).collect();
     suites.dedup();
     let mut text = String::new();
     for suite in suites {

@@ -1,12 +1,13 @@
 //! Programs for guests: linked statically, since a guest has no libraries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use super::lock::Arch;
-use crate::process::{cargo, shown};
+use crate::package::install;
+use crate::process::{capture, cargo, find_program, run_silently, say, shown, top};
 
 /// The programs a guest gets.
 pub struct Programs {
@@ -24,61 +25,96 @@ pub struct Programs {
 
 /// Builds them.
 pub fn programs(arch: Arch) -> Result<Programs> {
-    let target = format!("{}-unknown-linux-gnu", arch.name());
-    let variable = target.replace('-', "_").to_uppercase();
-    let mut command = cargo();
-    command
-        .args(["test", "--no-run", "--locked", "--profile", "tests"])
-        .args([
-            "--target",
-            &target,
-            "-p",
-            "portwatch",
-            "-p",
-            "portwatch-tests",
-        ])
-        .args([
-            "--bin",
-            "portwatch",
-            "--bin",
-            "actor",
-            "--test",
-            "host",
-            "--test",
-            "btf",
-            "--test",
-            "prototypes",
-        ])
-        .args(["--message-format", "json-render-diagnostics"])
-        .env(
-            format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
-            "-C target-feature=+crt-static",
-        )
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
-    let output = output(&mut command)?;
-    let executable = |kind: &str, name: &str| {
+    let built = Built::new(
+        arch,
+        &["portwatch", "actor"],
+        &["host", "btf", "prototypes"],
+    )?;
+    Ok(Programs {
+        portwatch: built.executable("bin", "portwatch")?,
+        actor: built.executable("bin", "actor")?,
+        host: built.executable("test", "host")?,
+        btf: built.executable("test", "btf")?,
+        prototypes: built.executable("test", "prototypes")?,
+    })
+}
+
+/// What cargo says it has built.
+pub struct Built {
+    messages: String,
+}
+
+impl Built {
+    /// Builds programs and test programs.
+    pub fn new(arch: Arch, programs: &[&str], tests: &[&str]) -> Result<Self> {
+        let target = format!("{}-unknown-linux-gnu", arch.name());
+        let variable = target.replace('-', "_").to_uppercase();
+        let mut command = cargo();
+        command
+            .args(["build", "--locked", "--profile", "tests"])
+            .args(["--target", &target])
+            .args(["-p", "portwatch", "-p", "portwatch-tests"])
+            .args(programs.iter().flat_map(|name| ["--bin", name]))
+            .args(tests.iter().flat_map(|name| ["--test", name]))
+            .args(["--message-format", "json-render-diagnostics"])
+            .envs(
+                linker(arch, &target)?
+                    .map(|linker| (format!("CARGO_TARGET_{variable}_LINKER"), linker)),
+            )
+            .env(
+                format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
+                "-C target-feature=+crt-static",
+            )
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit());
+        let messages = output(&mut command)?;
+        Ok(Self { messages })
+    }
+
+    /// The file of a program (`bin`) or test program (`test`).
+    pub fn executable(&self, kind: &str, name: &str) -> Result<PathBuf> {
         let find = |line: &str| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             let target = message.get("target")?;
             let is = target["kind"][0] == kind && target["name"] == name;
-            // A binary is built as a test of itself too.
-            let as_asked = message["profile"]["test"] == (kind == "test");
             let path = message["executable"].as_str()?;
-            (is && as_asked).then(|| PathBuf::from(path))
+            is.then(|| PathBuf::from(path))
         };
-        output
+        self.messages
             .lines()
             .find_map(find)
             .with_context(|| format!("cargo built no {kind} {name}"))
-    };
-    Ok(Programs {
-        portwatch: executable("bin", "portwatch")?,
-        actor: executable("bin", "actor")?,
-        host: executable("test", "host")?,
-        btf: executable("test", "btf")?,
-        prototypes: executable("test", "prototypes")?,
-    })
+    }
+}
+
+/// The linker for another architecture than this machine's, installed with that
+/// one's C library and Rust's standard library where they are missing.
+fn linker(arch: Arch, target: &str) -> Result<Option<String>> {
+    if arch.is_here() {
+        return Ok(None);
+    }
+    let linker = format!("{}-linux-gnu-gcc", arch.name());
+    if find_program(&linker).is_none() {
+        let compiler = format!("gcc-{}-linux-gnu", arch.name().replace('_', "-"));
+        let libc = format!("libc6-dev-{}-cross", arch.debian());
+        install(&[&compiler, &libc])?;
+    }
+    let sysroot = capture(
+        Command::new("rustc")
+            .args(["--print", "sysroot"])
+            .current_dir(top()),
+    )?;
+    let library = Path::new(sysroot.trim()).join("lib/rustlib").join(target);
+    if !library.exists() {
+        say(&format!("rustup target add {target}"));
+        run_silently(
+            Command::new("rustup")
+                .args(["target", "add", target])
+                .current_dir(top()),
+        )
+        .with_context(|| format!("no standard library of Rust for {target}"))?;
+    }
+    Ok(Some(linker))
 }
 
 fn output(command: &mut Command) -> Result<String> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::build::Programs;
 use super::cpio::Archive;
 use super::kernel::Unpacked;
-use crate::process::{find_program, top};
+use crate::process::top;
 
 const INIT: &[u8] = include_bytes!("init.sh");
 const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\n\
@@ -23,25 +23,38 @@ const READ_BY_TESTS: [&str; 3] = [
     "portwatch/Cargo.toml",
 ];
 
+/// What each has: the first process, busybox, and variables for the first one's shell.
+pub fn base(init: &[u8], busybox: &Path, settings: &str) -> Result<Archive> {
+    let mut archive = Archive::default();
+    archive.device("/dev/console", 5, 1);
+    archive.device("/dev/null", 1, 3);
+    archive.file("/init", true, init);
+    archive.file("/etc/passwd", false, PASSWD);
+    archive.file("/etc/group", false, GROUP);
+    archive.file("/suite/settings", false, settings.as_bytes());
+    add(&mut archive, "/bin/busybox", busybox)?;
+    Ok(archive)
+}
+
+/// Adds an executable file.
+pub fn add(archive: &mut Archive, place: &str, file: &Path) -> Result<()> {
+    let content = fs::read(file).with_context(|| file.display().to_string())?;
+    archive.file(place, true, &content);
+    Ok(())
+}
+
 /// Makes one for a kernel. `settings` are variables of the shell that `init.sh` knows.
 ///
 /// It is not compressed: an emulated processor is slower at that than qemu at
 /// handing it over.
-pub fn make(kernel: &Unpacked, programs: &Programs, settings: &str) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    archive.device("/dev/console", 5, 1);
-    archive.device("/dev/null", 1, 3);
-    archive.file("/init", true, INIT);
-    archive.file("/etc/passwd", false, PASSWD);
-    archive.file("/etc/group", false, GROUP);
-    archive.file("/suite/settings", false, settings.as_bytes());
-    let busybox = find_program("busybox").context("there is no busybox")?;
-    let mut add = |place: &str, file: &Path| {
-        let content = fs::read(file).with_context(|| file.display().to_string())?;
-        archive.file(place, true, &content);
-        anyhow::Ok(())
-    };
-    add("/bin/busybox", &busybox)?;
+pub fn make(
+    kernel: &Unpacked,
+    busybox: &Path,
+    programs: &Programs,
+    settings: &str,
+) -> Result<Vec<u8>> {
+    let mut archive = base(INIT, busybox, settings)?;
+    let mut add = |place: &str, file: &Path| add(&mut archive, place, file);
     add("/suite/portwatch", &programs.portwatch)?;
     // The scenarios look for it above the folder that they are in.
     add("/suite/actor", &programs.actor)?;

@@ -11,8 +11,9 @@ use object::{Object as _, ObjectSection as _};
 use sha2::{Digest as _, Sha256};
 
 use super::apt::Apt;
-use super::lock::{Arch, Kernel, MATRIX, Package};
-use crate::process::run_silently;
+use super::lock::{self, Arch, BUSYBOX, Kernel, Package, Series};
+use crate::package::{Provided, provide};
+use crate::process::{find_program, run_silently};
 
 /// The modules that the scenarios can use; those that a kernel has built in, or
 /// does not have at all, are left out.
@@ -71,7 +72,7 @@ impl Store {
     /// The newest kernels of the whole matrix.
     pub fn newest(&mut self) -> Result<Vec<Kernel>> {
         let mut kernels = Vec::new();
-        for series in &MATRIX {
+        for series in lock::all() {
             for arch in series.arches {
                 kernels.push(self.apt(*arch)?.newest(series)?);
             }
@@ -79,13 +80,51 @@ impl Store {
         Ok(kernels)
     }
 
+    /// A busybox for guests: this machine's own, or the locked one of their architecture.
+    pub fn busybox(&mut self, arch: Arch) -> Result<PathBuf> {
+        if arch.is_here() {
+            provide(&[Provided {
+                program: "busybox",
+                package: "busybox-static",
+            }])?;
+            return find_program("busybox").context("there is no busybox");
+        }
+        Ok(self.files(&BUSYBOX, arch)?.join("usr/bin/busybox"))
+    }
+
+    /// The folder with the files of what is no kernel.
+    pub fn files(&mut self, series: &Series, arch: Arch) -> Result<PathBuf> {
+        let locked = lock::read()?
+            .into_iter()
+            .find(|locked| locked.series == series.name && locked.arch == arch)
+            .with_context(|| format!("no {} for {} is locked", series.name, arch.name()))?;
+        let available = self.available(&locked)?;
+        let folder = self
+            .cache
+            .join(format!("{}-{}", series.name, available.packages[0].sha256));
+        for package in &available.packages {
+            run_silently(
+                Command::new("dpkg-deb")
+                    .arg("-x")
+                    .arg(self.file(package))
+                    .arg(&folder),
+            )?;
+        }
+        Ok(folder)
+    }
+
     /// The locked kernel, or where it has left the archive the newest of its series.
     pub fn get(&mut self, locked: &Kernel) -> Result<Unpacked> {
+        let kernel = self.available(locked)?;
+        self.unpack(&kernel)
+    }
+
+    /// What is locked, or else the newest of its series, with its files fetched.
+    fn available(&mut self, locked: &Kernel) -> Result<Kernel> {
         let Err(error) = self.fetch(locked) else {
-            return self.unpack(locked);
+            return Ok(locked.clone());
         };
-        let series = MATRIX
-            .iter()
+        let series = lock::all()
             .find(|series| series.name == locked.series)
             .with_context(|| format!("there is no series {}", locked.series))?;
         let kernel = self.apt(locked.arch)?.newest(series)?;
@@ -94,14 +133,14 @@ impl Store {
         }
         self.fetch(&kernel)?;
         self.warnings.push(format!(
-            "WARNING: NOT THE LOCKED KERNEL: {} {} instead of {} of {} ({error:#}); \
+            "WARNING: NOT THE LOCKED PACKAGE: {} {} instead of {} of {} ({error:#}); \
              to lock what there is now: cargo xtask vm --update-lock",
             kernel.packages[0].name,
             kernel.packages[0].version,
             locked.packages[0].version,
             locked.series,
         ));
-        self.unpack(&kernel)
+        Ok(kernel)
     }
 
     fn apt(&mut self, arch: Arch) -> Result<&Apt> {

@@ -21,6 +21,8 @@ pub struct Series {
     pub suite: &'static str,
     /// The architectures it is tested on.
     pub arches: &'static [Arch],
+    /// The packages of what is no kernel; those of a kernel are found by its version.
+    pub packages: &'static [&'static str],
 }
 
 /// What the matrix consists of.
@@ -29,28 +31,55 @@ pub const MATRIX: [Series; 5] = [
         name: "5.10",
         suite: "bullseye-security",
         arches: &[Arch::X86_64],
+        packages: &[],
     },
     Series {
         name: "6.1",
         suite: "bookworm-security",
         arches: &[Arch::X86_64, Arch::Aarch64],
+        packages: &[],
     },
     Series {
         name: "6.12",
         suite: "bookworm-security",
         arches: &[Arch::X86_64],
+        packages: &[],
     },
     Series {
         name: "6.18",
         suite: "trixie-backports",
         arches: &[Arch::X86_64],
+        packages: &[],
     },
     Series {
         name: "7.3",
         suite: "trixie-backports",
         arches: &[Arch::X86_64, Arch::Aarch64],
+        packages: &[],
     },
 ];
+
+/// The shell of guests of another architecture than this machine's.
+pub const BUSYBOX: Series = Series {
+    name: "busybox",
+    suite: "trixie",
+    arches: &[Arch::Aarch64],
+    packages: &["busybox-static"],
+};
+
+/// What the bench in a guest compares with, and its libraries. Bookworm's reads a field that 6.12
+/// does not have.
+pub const BINDSNOOP: Series = Series {
+    name: "bindsnoop",
+    suite: "trixie",
+    arches: &[Arch::X86_64],
+    packages: &["libbpf-tools", "libc6", "libelf1t64", "libzstd1", "zlib1g"],
+};
+
+/// The series of the lock file.
+pub fn all() -> impl Iterator<Item = &'static Series> {
+    MATRIX.iter().chain([&BUSYBOX, &BINDSNOOP])
+}
 
 /// An architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,6 +99,11 @@ impl Arch {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
         }
+    }
+
+    /// Whether it is this machine's.
+    pub fn is_here(self) -> bool {
+        self.name() == std::env::consts::ARCH
     }
 
     /// The name it has in Debian.
@@ -94,7 +128,7 @@ pub struct Package {
     pub sha256: String,
 }
 
-/// The packages of one kernel of the matrix.
+/// The packages of one kernel of the matrix, or of what else a guest needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// Its series.
@@ -103,6 +137,13 @@ pub struct Kernel {
     pub arch: Arch,
     /// One package, or several where the kernel is split.
     pub packages: Vec<Package>,
+}
+
+impl Kernel {
+    /// Whether it is one.
+    pub fn is_kernel(&self) -> bool {
+        MATRIX.iter().any(|series| series.name == self.series)
+    }
 }
 
 fn path() -> PathBuf {
@@ -129,8 +170,7 @@ fn parse(text: &str) -> Result<Vec<Kernel>> {
         let [series, arch, name, version, size, sha256] = fields[..] else {
             bail!("{line:?} has not six columns");
         };
-        let series = MATRIX
-            .iter()
+        let series = all()
             .find(|known| known.name == series)
             .with_context(|| format!("{line:?}: there is no series {series}"))?;
         let arch = Arch::from_str(arch, false)
@@ -183,7 +223,7 @@ fn print(kernels: &[Kernel]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arch, MATRIX, parse, print, read};
+    use super::{Arch, all, parse, print, read};
 
     #[test]
     fn what_is_written_is_read() {
@@ -215,8 +255,7 @@ mod tests {
             .iter()
             .map(|kernel| (kernel.series, kernel.arch))
             .collect();
-        let matrix: Vec<_> = MATRIX
-            .iter()
+        let matrix: Vec<_> = all()
             .flat_map(|series| series.arches.iter().map(|arch| (series.name, *arch)))
             .collect();
         assert_eq!(locked, matrix);

@@ -2,6 +2,7 @@
 //! guest of its own, two at a time.
 
 mod apt;
+pub mod bench;
 mod build;
 mod cpio;
 mod guest;
@@ -14,6 +15,7 @@ mod verified;
 
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
@@ -23,7 +25,7 @@ use anyhow::{Context, Result, ensure};
 use crate::package::{Provided, provide};
 use crate::process::{say, target_folder};
 use crate::tally::Tally;
-use guest::{End, Guest};
+use guest::{Clock, End, Guest};
 use kernel::{Store, Unpacked};
 use lock::{Arch, Kernel, MATRIX};
 use report::{Line, Report};
@@ -33,16 +35,10 @@ const AT_ONCE: usize = 2;
 /// How many times as long as usual a guest's tests wait before they give up.
 const PATIENCE: u32 = 12;
 
-const PROGRAMS: &[Provided] = &[
-    Provided {
-        program: "busybox",
-        package: "busybox-static",
-    },
-    Provided {
-        program: "xz",
-        package: "xz-utils",
-    },
-];
+const PROGRAMS: &[Provided] = &[Provided {
+    program: "xz",
+    package: "xz-utils",
+}];
 
 /// The arguments of `cargo xtask vm`.
 #[derive(clap::Args)]
@@ -84,7 +80,7 @@ pub fn vm(args: &Args) -> Result<ExitCode> {
     if args.update_lock {
         let kernels = Store::new()?.newest()?;
         lock::write(&kernels)?;
-        say(&format!("{} kernels are locked", kernels.len()));
+        say(&format!("{} kernels and tools are locked", kernels.len()));
         return Ok(ExitCode::SUCCESS);
     }
     let outcome = run(args)?;
@@ -134,10 +130,11 @@ fn run(args: &Args) -> Result<Outcome> {
     }])?;
     let programs = build::programs(args.arch)?;
     let mut store = Store::new()?;
+    let busybox = store.busybox(args.arch)?;
     let mut kernels = Vec::new();
     for locked in lock::read()? {
         let wanted = args.kernels.is_empty() || args.kernels.iter().any(|it| it == locked.series);
-        if wanted && locked.arch == args.arch {
+        if wanted && locked.arch == args.arch && locked.is_kernel() {
             kernels.push(store.get(&locked)?);
         }
     }
@@ -149,6 +146,7 @@ fn run(args: &Args) -> Result<Outcome> {
     let run = Run {
         args,
         programs: &programs,
+        busybox: &busybox,
         recorded: verified::read().unwrap_or_default(),
     };
     let mut outcomes = run.guests(kernels)?;
@@ -179,6 +177,7 @@ fn run(args: &Args) -> Result<Outcome> {
 struct Run<'a> {
     args: &'a Args,
     programs: &'a build::Programs,
+    busybox: &'a Path,
     recorded: verified::Counts,
 }
 
@@ -232,9 +231,10 @@ impl Run<'_> {
             image: kernel.image.clone(),
             initramfs: folder.join("initramfs.cpio"),
             console: folder.join("console.log"),
+            clock: Clock::Real,
         };
         let settings = self.settings(&kernel.kernel);
-        let archive = initramfs::make(kernel, self.programs, &settings)?;
+        let archive = initramfs::make(kernel, self.busybox, self.programs, &settings)?;
         fs::write(&guest.initramfs, archive)?;
 
         let mut outcome = GuestOutcome::default();

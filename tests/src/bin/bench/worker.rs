@@ -43,6 +43,10 @@ pub enum Operation {
     Timewait,
     /// A system call that nobody traces.
     Getppid,
+    /// bind to port 0, without the socket's making and end: UDP.
+    UdpBind,
+    /// bind to port 0, without the socket's making and end: TCP.
+    TcpBind,
 }
 
 impl Operation {
@@ -57,6 +61,9 @@ impl Operation {
         Self::Getppid,
     ];
 
+    /// Those of which bind(2) alone is timed.
+    pub const ALONE: [Self; 2] = [Self::UdpBind, Self::TcpBind];
+
     /// Those that bind and do nothing else.
     pub const BINDS: [Self; 4] = [Self::UdpAny, Self::UdpFixed, Self::TcpAny, Self::TcpFixed];
 
@@ -70,6 +77,8 @@ impl Operation {
             Self::Listen => "bind + listen",
             Self::Timewait => "TIME_WAIT",
             Self::Getppid => "getppid",
+            Self::UdpBind => "bind(2) alone, UDP",
+            Self::TcpBind => "bind(2) alone, TCP",
         }
     }
 }
@@ -84,6 +93,8 @@ impl fmt::Display for Operation {
             Self::Listen => "listen",
             Self::Timewait => "timewait",
             Self::Getppid => "getppid",
+            Self::UdpBind => "udp-bind",
+            Self::TcpBind => "tcp-bind",
         })
     }
 }
@@ -94,6 +105,7 @@ impl FromStr for Operation {
     fn from_str(name: &str) -> anyhow::Result<Self> {
         Self::ALL
             .into_iter()
+            .chain(Self::ALONE)
             .find(|operation| operation.to_string() == name)
             .with_context(|| format!("{name}: no such operation"))
     }
@@ -198,6 +210,8 @@ fn work(job: &Job, spin: bool) -> anyhow::Result<Vec<f64>> {
             std::hint::black_box(nix::unistd::getppid());
             Ok(())
         }),
+        Operation::UdpBind => alone(job, spin, SockType::Datagram),
+        Operation::TcpBind => alone(job, spin, SockType::Stream),
     }
 }
 
@@ -243,6 +257,25 @@ fn bursts(
         }
         let took = begin.elapsed();
         results.push(took.as_secs_f64() * 1e9 / f64::from(job.burst));
+        pause(job.pause, spin);
+    }
+    Ok(results)
+}
+
+/// Bursts of bind(2) whose sockets are made before and closed after.
+fn alone(job: &Job, spin: bool, kind: SockType) -> anyhow::Result<Vec<f64>> {
+    let mut results = Vec::with_capacity(job.bursts as usize);
+    let address = SockaddrIn::new(127, 0, 0, 1, 0);
+    for _ in 0..job.bursts {
+        let make = |_| socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None);
+        let sockets = (0..job.burst).map(make).collect::<Result<Vec<_>, _>>()?;
+        let begin = Instant::now();
+        for socket in &sockets {
+            bind(socket.as_raw_fd(), &address)?;
+        }
+        let took = begin.elapsed();
+        results.push(took.as_secs_f64() * 1e9 / f64::from(job.burst));
+        drop(sockets);
         pause(job.pause, spin);
     }
     Ok(results)
