@@ -14,7 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
 pub use listed::{Listed, Timewaits};
@@ -47,8 +48,20 @@ pub struct Line<'a> {
     pub body: Cow<'a, Body>,
 }
 
+/// A line that was read, of this version of the schema or one that only adds to it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Recorded {
+    /// The number of the line.
+    pub seq: u64,
+    /// When it happened.
+    pub time: Time,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Body {
     /// The stream begins: every hook is in place.
@@ -66,10 +79,13 @@ pub enum Body {
     /// The stream ends.
     End(End),
     /// A socket that has a port, of a list.
+    #[serde(skip_deserializing)]
     Socket(Listed),
     /// The connections in TIME_WAIT on a port, of a list.
+    #[serde(skip_deserializing)]
     Timewaits(Timewaits),
     /// Who has a port, and what a newcomer would get.
+    #[serde(skip_deserializing)]
     Why(Box<Why>),
 }
 
@@ -164,6 +180,16 @@ impl Serialize for Time {
     }
 }
 
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let time = Cow::<str>::deserialize(deserializer)?;
+        let time: jiff::Timestamp = time.parse().map_err(D::Error::custom)?;
+        i64::try_from(time.as_nanosecond())
+            .map(Self)
+            .map_err(D::Error::custom)
+    }
+}
+
 impl JsonSchema for Time {
     fn schema_name() -> Cow<'static, str> {
         "Time".into()
@@ -179,7 +205,7 @@ impl JsonSchema for Time {
 }
 
 /// The stream begins.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Start {
     /// Version of portwatch.
     pub version: String,
@@ -188,7 +214,7 @@ pub struct Start {
     /// The backend that does each part of the work.
     pub parts: BTreeMap<String, String>,
     /// The backends that were tried for a part and not taken.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
     /// Release of the kernel, as `uname -r` prints it.
     pub kernel: String,
@@ -198,12 +224,12 @@ pub struct Start {
     /// The filters in force, by the names of their options.
     pub filters: BTreeMap<String, Vec<String>>,
     /// What cannot be seen on this host, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<Missing>,
 }
 
 /// A backend that was tried and not taken.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// The part of the work.
     pub part: String,
@@ -214,7 +240,7 @@ pub struct Step {
 }
 
 /// Something that cannot be seen on this host.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Missing {
     /// What cannot be seen.
     pub what: String,
@@ -223,7 +249,7 @@ pub struct Missing {
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It was granted.
@@ -244,7 +270,7 @@ impl Outcome {
 }
 
 /// The result of a system call.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Result {
     /// Whether it was granted.
     pub outcome: Outcome,
@@ -257,7 +283,7 @@ pub struct Result {
 }
 
 /// A bind(2) has returned.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Bind {
     /// How it ended.
     #[serde(flatten)]
@@ -269,7 +295,7 @@ pub struct Bind {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested: Option<Address>,
     /// Nobody called bind(2): connect(2), sendto(2) or the like needed a port, and there was none.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub autobind: bool,
     /// Why it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -280,7 +306,7 @@ pub struct Bind {
 }
 
 /// A listen(2) has returned.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Listen {
     /// How it ended.
     #[serde(flatten)]
@@ -298,7 +324,7 @@ pub struct Listen {
 }
 
 /// A bound socket has given its port back.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Release {
     /// The socket, as it was then.
     pub socket: Socket,
@@ -317,7 +343,7 @@ pub struct Release {
 }
 
 /// Whether a connection entered or left TIME_WAIT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// It entered.
@@ -327,7 +353,7 @@ pub enum Phase {
 }
 
 /// Why a connection left TIME_WAIT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
     /// Its time was up.
@@ -341,7 +367,7 @@ pub enum Reason {
 }
 
 /// A connection entered or left TIME_WAIT.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Timewait {
     /// Which of the two.
     pub phase: Phase,
@@ -366,7 +392,7 @@ pub struct Timewait {
 }
 
 /// Something was lost since the last such line.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Lost {
     /// How much.
     pub count: u64,
@@ -377,15 +403,15 @@ pub struct Lost {
     #[serde(rename = "where")]
     pub place: Cow<'static, str>,
     /// How much of it by kind of record (`ring`) or by program (`recursion`).
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub of: BTreeMap<Cow<'static, str>, u64>,
 }
 
 /// The stream ends.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct End {
     /// How many events of each kind were written.
-    pub counts: BTreeMap<&'static str, u64>,
+    pub counts: BTreeMap<Cow<'static, str>, u64>,
     /// How many of the binds and listens among them had failed.
     pub failed: u64,
     /// How much was lost, by where.
@@ -426,6 +452,22 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Those that have a name.
+    const NAMED: [Self; 12] = [
+        Self::Tcp,
+        Self::Udp,
+        Self::Mptcp,
+        Self::Sctp,
+        Self::Dccp,
+        Self::Udplite,
+        Self::Icmp,
+        Self::Smc,
+        Self::Raw,
+        Self::Stream,
+        Self::Dgram,
+        Self::Seqpacket,
+    ];
+
     /// Its name, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&'static str> {
@@ -466,6 +508,19 @@ impl Serialize for Transport {
     }
 }
 
+impl<'de> Deserialize<'de> for Transport {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let name = Cow::<str>::deserialize(deserializer)?;
+        let known = Self::NAMED
+            .iter()
+            .find(|known| known.name() == Some(&*name));
+        match known {
+            Some(known) => Ok(known.clone()),
+            None => name.parse().map(Self::Other).map_err(D::Error::custom),
+        }
+    }
+}
+
 impl JsonSchema for Transport {
     fn schema_name() -> Cow<'static, str> {
         "Transport".into()
@@ -480,7 +535,7 @@ impl JsonSchema for Transport {
 }
 
 /// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// AF_INET.
@@ -504,7 +559,7 @@ impl Family {
 }
 
 /// A socket's state, in the words of `ss`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// ESTABLISHED.
@@ -563,7 +618,7 @@ impl fmt::Display for State {
 }
 
 /// A socket.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Socket {
     /// The transport protocol; absent when the descriptor was no socket.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -596,7 +651,7 @@ pub struct Socket {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
     /// The socket is the kernel's own: no descriptor leads to it.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kernel: bool,
 }
 
@@ -645,6 +700,16 @@ impl Serialize for Options {
     }
 }
 
+impl<'de> Deserialize<'de> for Options {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let names = Vec::<Cow<str>>::deserialize(deserializer)?;
+        let bits = Self::NAMES
+            .iter()
+            .filter(|(_, known)| names.iter().any(|name| name == known));
+        Ok(Self(bits.fold(0, |all, (bit, _)| all | bit)))
+    }
+}
+
 impl JsonSchema for Options {
     fn schema_name() -> Cow<'static, str> {
         "Options".into()
@@ -660,7 +725,7 @@ impl JsonSchema for Options {
 }
 
 /// An address a socket is bound or connected to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Address {
     /// Of AF_INET or AF_INET6.
@@ -715,7 +780,7 @@ impl fmt::Display for Address {
 }
 
 /// A path, lossless: see [`Text`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PathText {
     /// The path; bytes that are not UTF-8 are replaced by U+FFFD.
     pub path: Text,
@@ -725,7 +790,7 @@ pub struct PathText {
 }
 
 /// An abstract name, lossless: see [`Text`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AbstractText {
     /// The name; bytes that are not UTF-8 are replaced by U+FFFD.
     #[serde(rename = "abstract")]
@@ -793,7 +858,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// The process, through one of its threads, that did something.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Actor {
     /// The process, in the initial pid namespace.
     pub pid: u32,
@@ -811,16 +876,26 @@ pub struct Actor {
     pub start_time: Time,
     /// Effective gid at that moment, as seen from the initial user namespace.
     pub gid: u32,
-    /// The process is of the job that `portwatch run` watches.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub job: bool,
+    /// That it is of the job that `portwatch run` watches, and how it belongs to that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Membership>,
     /// What else is known of the process.
     #[serde(flatten)]
     pub process: Arc<Process>,
 }
 
+/// How a process belongs to the job that `portwatch run` watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Membership {
+    /// It descends from the job's first process.
+    Descendant,
+    /// It is in a container that was created while the job ran.
+    Container,
+}
+
 /// What is known of a process, but for what changes from event to event.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
     /// The arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -829,7 +904,7 @@ pub struct Process {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub args_hex: Option<Vec<String>>,
     /// True if there were more than 4096 bytes of arguments: the rest is missing.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub args_truncated: bool,
     /// The executable's path, in the process's own mount namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -850,7 +925,7 @@ pub struct Process {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mntns: Option<u32>,
     /// Its parent, the parent's parent and so on, 16 at most.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
     /// Its cgroup: of version 2, or where that is the root, of version 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -867,7 +942,7 @@ pub struct Process {
 }
 
 /// An ancestor of a process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ancestor {
     /// In the initial pid namespace.
     pub pid: u32,
@@ -879,7 +954,7 @@ pub struct Ancestor {
 }
 
 /// A container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Container {
     /// What runs it: `docker`, `podman`, `containerd`, …
     pub runtime: Text,
@@ -892,7 +967,7 @@ pub struct Container {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<Text>,
     /// Its labels.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
 

@@ -208,10 +208,12 @@ impl Filter {
     }
 
     fn passes_job(&self, actor: Option<&Actor>, conflict: Option<&Conflict>) -> bool {
-        let own = |actor: &Actor| actor.job;
+        let own = |actor: &Actor| actor.job.is_some();
         let held = || {
             let holders = conflict.map_or(&[][..], |conflict| &conflict.holders);
-            holders.iter().any(|holder| holder.processes.iter().any(own))
+            holders
+                .iter()
+                .any(|holder| holder.processes.iter().any(own))
         };
         match self.job {
             None => true,

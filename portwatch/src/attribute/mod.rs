@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
-use portwatch_common::record::{self, Requested, kind, socket_flag, task_flag};
+use portwatch_common::record::{self, Requested, kind, socket_flag};
 
 use self::conflict::{AskOwners, Conflicts};
 use self::container::Containers;
@@ -380,7 +380,7 @@ impl Attribution {
             None
         };
         if let Some(binder) = &mut binder {
-            binder.job = release.binder_flags & task_flag::IN_TREE != 0;
+            binder.job = process::membership(release.binder_flags);
         }
         let mut socket = socket(&release.socket, &release.device);
         socket.state = None;

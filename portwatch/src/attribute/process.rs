@@ -10,7 +10,7 @@ use lru::LruCache;
 use portwatch_common::record::{Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
 
 use super::cgroup::{self, ContainerRef};
-use crate::event::{Actor, Ancestor, Process, Text, text};
+use crate::event::{Actor, Ancestor, Membership, Process, Text, text};
 use crate::kernel::clock::Clock;
 use crate::kernel::decode::Identity;
 
@@ -261,7 +261,7 @@ impl Processes {
             uid: task.uid,
             start_time: clock.at_boottime(task.start),
             gid: task.gid,
-            job: task.flags & task_flag::IN_TREE != 0,
+            job: membership(task.flags),
             process,
         })
     }
@@ -278,7 +278,7 @@ impl Processes {
             uid: known.uid,
             start_time: clock.at_boottime(key.start),
             gid: known.gid,
-            job: false,
+            job: None,
             process: Arc::clone(&known.process),
         })
     }
@@ -450,9 +450,14 @@ pub fn brief(
         uid: task.uid,
         start_time: clock.at_boottime(task.start),
         gid: task.gid,
-        job: task.flags & task_flag::IN_TREE != 0,
+        job: membership(task.flags),
         process: Arc::new(process),
     }
+}
+
+/// How a process belongs to the job that is watched, by a task's flags.
+pub fn membership(flags: u32) -> Option<Membership> {
+    (flags & task_flag::IN_TREE != 0).then_some(Membership::Descendant)
 }
 
 fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {

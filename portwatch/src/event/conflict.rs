@@ -1,14 +1,16 @@
 //! Who keeps a refused socket from its port, why, and what to do: the object `conflict` of a
 //! failed bind or listen.
 
+use std::borrow::Cow;
+
 use clap::ValueEnum;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Actor, Container, Socket, Time};
 
 /// Why a bind or a listen was refused, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Conflict {
     /// The cause, by its code; `portwatch explain` has a page on each.
     pub cause: Cause,
@@ -20,12 +22,12 @@ pub struct Conflict {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
     /// The sockets that have the port; the first one is the one that the cause is about.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holders: Vec<Holder>,
 }
 
 /// How holders were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
     /// Under the lock of the kernel's table of ports, by the check that failed.
@@ -37,7 +39,7 @@ pub enum Evidence {
 }
 
 /// A socket that has the port.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Holder {
     /// The socket.
     pub socket: HeldSocket,
@@ -50,7 +52,7 @@ pub struct Holder {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
     /// The processes that have it open, or had.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Actor>,
     /// The container whose port it publishes, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +60,7 @@ pub struct Holder {
 }
 
 /// A socket with the user it is of.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldSocket {
     /// The socket.
     #[serde(flatten)]
@@ -69,7 +71,7 @@ pub struct HeldSocket {
 }
 
 /// What is known of who has a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ownership {
     /// These processes have it open now.
@@ -81,7 +83,7 @@ pub enum Ownership {
 }
 
 /// A port of a container that a socket of the host stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Publishes {
     /// The container.
     pub container: Container,
@@ -136,6 +138,15 @@ macro_rules! causes {
             }
         }
     };
+}
+
+impl<'de> Deserialize<'de> for Cause {
+    /// One that a later version may have added is unknown.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let id = Cow::<str>::deserialize(deserializer)?;
+        let known = Self::ALL.iter().find(|cause| cause.id() == id);
+        Ok(known.copied().unwrap_or(Self::Unknown))
+    }
 }
 
 causes! {

@@ -80,7 +80,7 @@ fn head(actor: &Actor, times: &mut Times) -> serde_json::Result<Vec<u8>> {
     out.extend_from_slice(key!("start_time"));
     times.put(actor.start_time, &mut out);
     pair(&mut out, key!("gid"), &actor.gid)?;
-    flag(&mut out, key!("job"), actor.job)?;
+    optional(&mut out, key!("job"), actor.job.as_ref())?;
     Ok(out)
 }
 

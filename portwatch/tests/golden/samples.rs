@@ -192,7 +192,7 @@ pub fn actor(pid: u32, comm: &str, process: Process) -> Actor {
         uid: 1001,
         start_time: Time(NOON - 182 * MS),
         gid: 1001,
-        job: false,
+        job: None,
         process: Arc::new(process),
     }
 }
@@ -602,7 +602,9 @@ pub fn samples() -> Vec<(&'static str, Event)> {
         (
             "end",
             Body::End(End {
-                counts: BTreeMap::from([("bind", 4), ("listen", 2), ("lost", 1), ("release", 6)]),
+                counts: [("bind", 4), ("listen", 2), ("lost", 1), ("release", 6)]
+                    .map(|(kind, count)| (kind.into(), count))
+                    .into(),
                 failed: 1,
                 lost: BTreeMap::new(),
                 duration_ms: 3200,
@@ -611,7 +613,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
         (
             "end with losses",
             Body::End(End {
-                counts: BTreeMap::from([("timewait", 1)]),
+                counts: BTreeMap::from([("timewait".into(), 1)]),
                 failed: 0,
                 lost: BTreeMap::from([("recursion".into(), 3), ("ring".into(), 120)]),
                 duration_ms: 720_000,

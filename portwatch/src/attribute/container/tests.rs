@@ -441,6 +441,7 @@ fn actor(line: &str) -> Actor {
         uid: 0,
         start_time: Time(0),
         gid: 0,
+        job: None,
         process: Arc::new(Process {
             exe: args.first().cloned(),
             args: Some(args),

@@ -26,7 +26,7 @@ pub(super) struct Emission {
     pub(super) spare: mpsc::Receiver<Output>,
     pub(super) unwritten: Arc<AtomicU64>,
     pub(super) stop: Arc<watch::Sender<bool>>,
-    pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) counts: BTreeMap<Cow<'static, str>, u64>,
     pub(super) failed: u64,
     pub(super) lost: BTreeMap<Cow<'static, str>, u64>,
     /// When the stream begins (CLOCK_MONOTONIC, ns).
@@ -66,7 +66,7 @@ impl Emission {
             }
             None => {}
         }
-        *self.counts.entry(body.name()).or_default() += 1;
+        *self.counts.entry(body.name().into()).or_default() += 1;
         self.failed += u64::from(match body {
             Body::Bind(bind) => bind.result.outcome == Outcome::Failure,
             Body::Listen(listen) => listen.result.outcome == Outcome::Failure,

@@ -78,7 +78,7 @@ pub(super) fn actor(pid: u32, comm: &str, process: Process) -> Actor {
         uid: 1000,
         start_time: ago(5000),
         gid: 1000,
-        job: false,
+        job: None,
         process: Arc::new(process),
     }
 }
