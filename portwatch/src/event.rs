@@ -109,7 +109,7 @@ impl Body {
 }
 
 /// A point in time: nanoseconds since the epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub i64);
 
 impl Time {
@@ -221,6 +221,15 @@ pub struct Start {
     /// `/proc/sys/kernel/random/boot_id`: tells the hosts and boots of collected streams apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
+    /// Inode number of portwatch's own network namespace, which the settings are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u32>,
+    /// `ip_local_port_range`: the first and last port that the kernel gives to outgoing connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_port_range: Option<(u16, u16)>,
+    /// `ip_local_reserved_ports`, as it is written there: those of them that it does not give.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_reserved_ports: Option<String>,
     /// The filters in force, by the names of their options.
     pub filters: BTreeMap<String, Vec<String>>,
     /// What cannot be seen on this host, and why.

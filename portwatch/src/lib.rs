@@ -11,4 +11,5 @@ pub mod diagnose;
 pub mod event;
 pub mod filter;
 pub mod kernel;
+pub mod report;
 pub mod sink;

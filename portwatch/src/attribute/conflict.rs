@@ -168,7 +168,7 @@ fn netns_of_host(proc: &Path) -> Option<u32> {
 }
 
 /// The settings that decide over ports, of the network namespace that reads them.
-fn sysctls(proc: &Path) -> Sysctls {
+pub(crate) fn sysctls(proc: &Path) -> Sysctls {
     let read = |name: &str| {
         let text = fs::read_to_string(proc.join("sys/net/ipv4").join(name)).ok()?;
         Some(text.trim().to_owned())

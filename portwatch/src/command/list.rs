@@ -264,7 +264,7 @@ impl Default for Actors {
 }
 
 impl Actors {
-    fn actor(&mut self, task: &Task) -> Actor {
+    pub(super) fn actor(&mut self, task: &Task) -> Actor {
         let (clock, containers) = (self.clock, &mut self.containers);
         let actor = self.known.entry(Key::of(task)).or_insert_with(|| {
             process::brief(Path::new("/proc"), task, clock, |reference| {

@@ -14,6 +14,8 @@ pub mod list;
 mod options;
 pub mod pipeline;
 mod prepare;
+pub mod report;
+pub mod run;
 pub mod trace;
 pub mod value;
 pub mod why;
@@ -42,10 +44,14 @@ pub struct Cli {
 enum Command {
     /// Stream every bind, listen, release and TIME_WAIT as it happens
     Trace(Box<trace::Options>),
+    /// Run a command and tell who was in the way of its ports, and what it left behind
+    Run(Box<run::Options>),
     /// List every bound port of every network namespace, and who has it
     List(list::Options),
     /// Tell who has a port, whether a bind to it would fail, and what to do
     Why(why::Options),
+    /// Tell what recordings of trace and run have in common: conflicts, causes, a timeline
+    Report(report::Options),
     /// Tell what this kernel offers, which hooks are used and whether each one fires
     Doctor(doctor::Options),
     /// Explain why a bind or listen fails, and how it is fixed
@@ -71,8 +77,10 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Trace(options) => trace::run(*options),
+            Command::Run(options) => run::run(*options),
             Command::List(options) => list::run(options),
             Command::Why(options) => why::run(&options),
+            Command::Report(options) => report::run(&options),
             Command::Doctor(options) => doctor::run(options),
             Command::Explain(options) => explain::run(&options),
             Command::Completions { shell } => {
@@ -165,7 +173,7 @@ mod tests {
         let error = man(Some("nonsense")).unwrap_err().to_string();
         assert!(
             error.starts_with(
-                "no subcommand nonsense: there are trace, list, why, doctor, explain, completions, man"
+                "no subcommand nonsense: there are trace, run, list, why, report, doctor, explain, completions, man"
             ),
             "{error}"
         );

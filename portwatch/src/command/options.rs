@@ -1,20 +1,23 @@
 //! Options that several subcommands have.
 
 use std::fs::{File, OpenOptions, Permissions};
+use std::io::IsTerminal;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use jiff::tz::TimeZone;
 use portwatch_common::map::FILTER_CAPACITY;
 
 use super::Usage;
 use super::value::{self, BackendChoice};
-use crate::filter::Filter;
+use crate::filter::{Filter, Kind};
+use crate::sink::text::Color;
 
 /// Which sockets, and whose.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Filters")]
 pub(super) struct SocketFilter {
     /// Only these processes
@@ -77,6 +80,40 @@ impl SocketFilter {
     }
 }
 
+/// Which events.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Filters")]
+pub(super) struct FilterOptions {
+    #[command(flatten)]
+    sockets: SocketFilter,
+
+    /// Only failures
+    #[arg(short = 'x', long)]
+    failed: bool,
+
+    /// Only these kinds of events
+    #[arg(short, long, value_name = "EVENTS", value_delimiter = ',', value_enum)]
+    events: Vec<Kind>,
+
+    /// AF_UNIX too
+    #[arg(long)]
+    unix: bool,
+}
+
+impl FilterOptions {
+    /// The filter that this is.
+    pub(super) fn filter(self) -> Result<Filter, Usage> {
+        let filter = Filter {
+            failed: self.failed,
+            unix: self.unix,
+            events: self.events.into_iter().collect(),
+            ..self.sockets.filter()
+        };
+        check(&filter)?;
+        Ok(filter)
+    }
+}
+
 /// How something is written to standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -84,6 +121,42 @@ pub(super) enum Format {
     Text,
     /// A JSON object a line
     Json,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum When {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl When {
+    /// Whether what goes to this stream is coloured.
+    pub(super) fn of(self, stream: &impl IsTerminal) -> Color {
+        let colored = match self {
+            Self::Always => true,
+            Self::Never => false,
+            // https://no-color.org: set and not empty.
+            Self::Auto => {
+                stream.is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
+        };
+        if colored { Color::On } else { Color::Off }
+    }
+}
+
+/// The zone that times are told in.
+pub(super) fn zone(utc: bool) -> TimeZone {
+    if utc {
+        TimeZone::UTC
+    } else {
+        TimeZone::system()
+    }
 }
 
 /// How the kernel side is put in place.

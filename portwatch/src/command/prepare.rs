@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Write as _, stderr};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,13 @@ use aya::maps::{MapData, RingBuf};
 use portwatch_common::map::filter as bit;
 
 use super::options::KernelOptions;
+use crate::attribute::conflict::sysctls;
 use crate::attribute::process::{self, Found};
 use crate::event::{Body, Event, Missing, Start, Step};
 use crate::filter::{Filter, Kind};
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::hook::Part;
+use crate::kernel::netns;
 use crate::kernel::self_test;
 use crate::kernel::side::{Choice, Control, KernelSide};
 use crate::kernel::snapshot::{self, Snapshot};
@@ -239,6 +242,7 @@ fn missing(side: &KernelSide) -> Vec<Missing> {
 }
 
 fn start(filter: &Filter, side: &KernelSide, missing: Vec<Missing>) -> Start {
+    let settings = sysctls(Path::new("/proc"));
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
@@ -263,6 +267,11 @@ fn start(filter: &Filter, side: &KernelSide, missing: Vec<Missing>) -> Start {
             .collect(),
         kernel,
         boot_id: boot_id.map(|id| id.trim().to_owned()),
+        netns: netns::own(),
+        local_port_range: settings.local_port_range.map(RangeInclusive::into_inner),
+        local_reserved_ports: settings
+            .local_reserved_ports
+            .filter(|reserved| !reserved.is_empty()),
         filters: filter.describe(),
         missing,
     }

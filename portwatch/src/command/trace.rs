@@ -5,18 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{self, Format, KernelOptions, SocketFilter, create_private};
+use super::options::{self, FilterOptions, Format, KernelOptions, When, create_private};
 use super::pipeline::{self, Plan, Screen, Sinks};
 use super::prepare::prepare;
-use super::{Usage, value};
-use crate::filter::{Filter, Kind};
+use super::value;
 use crate::kernel::support;
-use crate::sink::text::{Color, Text};
+use crate::sink::text::Text;
 
 /// The options of `trace`.
 #[derive(Debug, Args)]
@@ -37,25 +36,6 @@ pub struct Options {
 
     #[command(flatten)]
     kernel: KernelOptions,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Filters")]
-struct FilterOptions {
-    #[command(flatten)]
-    sockets: SocketFilter,
-
-    /// Only failures
-    #[arg(short = 'x', long)]
-    failed: bool,
-
-    /// Only these kinds of events
-    #[arg(short, long, value_name = "EVENTS", value_delimiter = ',', value_enum)]
-    events: Vec<Kind>,
-
-    /// AF_UNIX too
-    #[arg(long)]
-    unix: bool,
 }
 
 #[derive(Debug, Args)]
@@ -90,55 +70,9 @@ struct OutputOptions {
     verbose: u8,
 }
 
-/// When to colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum When {
-    /// On a terminal, unless NO_COLOR is set
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
-}
-
-impl FilterOptions {
-    fn filter(self) -> Result<Filter, Usage> {
-        let filter = Filter {
-            failed: self.failed,
-            unix: self.unix,
-            events: self.events.into_iter().collect(),
-            ..self.sockets.filter()
-        };
-        options::check(&filter)?;
-        Ok(filter)
-    }
-}
-
 impl OutputOptions {
-    fn colored(&self) -> bool {
-        match self.color {
-            When::Always => true,
-            When::Never => false,
-            // https://no-color.org: set and not empty.
-            When::Auto => {
-                stdout().is_terminal()
-                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-            }
-        }
-    }
-
     fn text(&self) -> Text {
-        let zone = if self.utc {
-            jiff::tz::TimeZone::UTC
-        } else {
-            jiff::tz::TimeZone::system()
-        };
-        let color = if self.colored() {
-            Color::On
-        } else {
-            Color::Off
-        };
-        Text::new(zone, color)
+        Text::new(options::zone(self.utc), self.color.of(&stdout()))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::event::{Actor, Address, Evidence, Holder, Socket, Text, Time};
+use crate::event::{Actor, Address, Evidence, Holder, PortRange, Socket, Text, Time};
 
 /// The system call that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,6 +169,27 @@ pub struct Sysctls {
     pub local_reserved_ports: Option<String>,
     /// `ip_unprivileged_port_start`.
     pub unprivileged_port_start: Option<u16>,
+}
+
+impl Sysctls {
+    /// What they say of a port.
+    #[must_use]
+    pub fn place(&self, port: u16) -> PortRange {
+        let reserved = self.local_reserved_ports.as_deref();
+        let reserved = reserved.unwrap_or_default().split(',').any(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let bounds = (first.trim().parse::<u16>(), last.trim().parse::<u16>());
+            matches!(bounds, (Ok(first), Ok(last)) if (first..=last).contains(&port))
+        });
+        let within = self.local_port_range.as_ref();
+        PortRange {
+            ephemeral: !reserved && within.is_some_and(|range| range.contains(&port)),
+            reserved,
+            privileged: self
+                .unprivileged_port_start
+                .is_some_and(|start| port < start),
+        }
+    }
 }
 
 /// A port that was bound by asking for any, and given back.

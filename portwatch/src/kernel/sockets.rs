@@ -418,7 +418,7 @@ fn confirm(strangers: &mut Vec<Told>) {
 }
 
 /// A process as the iterator would tell of it, to the tick in which it was started.
-fn task_of(process: &Process) -> Option<Task> {
+pub fn task_of(process: &Process) -> Option<Task> {
     let stat = process.stat().ok()?;
     let status = process.status().ok()?;
     let mut task = Task::new_zeroed();

@@ -85,7 +85,7 @@ fn owners(holder: &Holder) -> String {
     }
 }
 
-fn process(actor: &Actor) -> String {
+pub(super) fn process(actor: &Actor) -> String {
     let mut text = format!("{}[{}]", actor.comm, actor.pid);
     if let Some(args) = &actor.process.args {
         let args = args.join(" ");

@@ -9,5 +9,6 @@ pub(crate) mod duration;
 pub mod escape;
 pub mod json;
 pub mod list;
+pub mod report;
 pub mod text;
 pub mod why;

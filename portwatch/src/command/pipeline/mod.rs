@@ -211,10 +211,10 @@ pub fn start(plan: Plan) -> anyhow::Result<Running> {
 }
 
 impl Running {
-    /// The kernel side, which the stages use as well.
+    /// The kernel side, which the stages use as well: the hooks are in place for as long as it is there.
     #[must_use]
-    pub fn side(&self) -> &KernelSide {
-        &self.side
+    pub fn side(&self) -> Arc<KernelSide> {
+        Arc::clone(&self.side)
     }
 
     /// Returns once the stages end by themselves: the count was reached, or nobody reads any more.

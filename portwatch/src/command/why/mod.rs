@@ -22,8 +22,8 @@ use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Sysctls};
 use crate::diagnose::foresee;
 use crate::event::{
     Address, Body, Cause, Conflict, Event, Evidence, Family, Holder, Newcomer,
-    Options as SocketOptions, Outcome, Ownership, Place, PortRange, Published, Result as Outcomes,
-    Socket, State, Time, Transport, Why,
+    Options as SocketOptions, Outcome, Ownership, Place, Published, Result as Outcomes, Socket,
+    State, Time, Transport, Why,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::netns;
@@ -168,7 +168,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         places,
         published,
         last_use,
-        range: range(port, &settings),
+        range: settings.place(port),
     };
     let held = why.held;
     let looked_at = sockets.namespaces.len();
@@ -256,7 +256,7 @@ fn place(
 ) -> Place {
     let port = options.port.port;
     let settings = settings(seen);
-    let range = range(port, &settings);
+    let range = settings.place(port);
     let uid = options.uid.unwrap_or_else(caller);
     let mut first = None;
     let newcomers = kinds(options, &held).into_iter().map(|(address, kind)| {
@@ -412,24 +412,6 @@ fn settings(seen: Option<&Seen>) -> Sysctls {
     })
 }
 
-/// What a namespace's settings say of a port.
-fn range(port: u16, settings: &Sysctls) -> PortRange {
-    let reserved = settings.local_reserved_ports.as_deref();
-    let reserved = reserved.unwrap_or_default().split(',').any(|part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let bounds = (first.trim().parse::<u16>(), last.trim().parse::<u16>());
-        matches!(bounds, (Ok(first), Ok(last)) if (first..=last).contains(&port))
-    });
-    let within = settings.local_port_range.as_ref();
-    PortRange {
-        ephemeral: !reserved && within.is_some_and(|range| range.contains(&port)),
-        reserved,
-        privileged: settings
-            .unprivileged_port_start
-            .is_some_and(|start| port < start),
-    }
-}
-
 /// The containers that publish the port.
 fn published(actors: &mut Actors, options: &Options, places: &[Place]) -> Vec<Published> {
     let all = actors
@@ -505,7 +487,7 @@ mod tests {
                 ephemeral,
                 reserved,
                 privileged,
-            } = range(port, &settings);
+            } = settings.place(port);
             (ephemeral, reserved, privileged)
         };
         assert_eq!(says(80), (false, false, true));
@@ -513,6 +495,6 @@ mod tests {
         assert_eq!(says(8080), (false, true, false));
         assert_eq!(says(32768), (true, false, false));
         assert_eq!(says(40005), (false, true, false));
-        assert_eq!(range(80, &Sysctls::default()), PortRange::default());
+        assert_eq!(Sysctls::default().place(80), PortRange::default());
     }
 }
