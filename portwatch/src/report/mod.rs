@@ -6,8 +6,6 @@
 
 mod reader;
 mod tally;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

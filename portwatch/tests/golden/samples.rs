@@ -355,6 +355,9 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 }],
                 kernel: "6.18.44".into(),
                 boot_id: Some("6cbdd4f4-30a2-4a6f-8c5c-6d0ab7a0b1c2".into()),
+                netns: Some(4_026_531_840),
+                local_port_range: Some((32_768, 60_999)),
+                local_reserved_ports: Some("8080,9000-9010".to_owned()),
                 filters: BTreeMap::from([("port".into(), vec!["3000".into(), "8000-8100".into()])]),
                 missing: vec![Missing {
                     what: "binds of 32-bit programs".into(),

@@ -452,6 +452,7 @@ fn published(actors: &mut Actors, options: &Options, places: &[Place]) -> Vec<Pu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::PortRange;
 
     #[test]
     fn what_is_asked_for() {

@@ -29,12 +29,17 @@ pub fn annotations(report: &Report) -> String {
     let others = refusals(false).map(|refusal| (title(refusal), message(refusal)));
     let left = report.left_behind.iter();
     let processes = left.clone().flat_map(|left| &left.processes);
-    let processes = processes.map(|left| ("process left behind".to_owned(), left_process(left)));
+    let processes =
+        processes.map(|left| ("process left behind".to_owned(), vec![left_process(left)]));
     let timewaits = left.flat_map(|left| &left.timewaits);
-    let timewaits =
-        timewaits.map(|left| ("port kept by TIME_WAIT".to_owned(), left_timewait(left)));
+    let timewaits = timewaits.map(|left| {
+        (
+            "port kept by TIME_WAIT".to_owned(),
+            vec![left_timewait(left)],
+        )
+    });
     let risks = report.risks.iter();
-    let risks = risks.map(|one| ("port of outgoing connections".to_owned(), risk(one)));
+    let risks = risks.map(|one| ("port of outgoing connections".to_owned(), vec![risk(one)]));
     let warnings = others.chain(processes).chain(timewaits).chain(risks);
     for (title, text) in warnings.take(SHOWN) {
         command(&mut out, "warning", &title, &text);
@@ -42,19 +47,18 @@ pub fn annotations(report: &Report) -> String {
     out
 }
 
-fn message(refusal: &Refusal) -> String {
-    let mut text = refused(refusal);
+fn message(refusal: &Refusal) -> Vec<String> {
+    let mut lines = vec![refused(refusal)];
     if let Some(conflict) = &refusal.conflict {
-        let (cause, summary, advice) = (conflict.cause.id(), &conflict.summary, &conflict.advice);
-        text.push_str(&format!("\n{cause}: {summary}\n{advice}"));
+        lines.push(format!("{}: {}", conflict.cause.id(), conflict.summary));
+        lines.push(conflict.advice.clone());
     }
-    text
+    lines
 }
 
-fn command(out: &mut String, name: &str, title: &str, message: &str) {
+fn command(out: &mut String, name: &str, title: &str, lines: &[String]) {
     let title = property(&escape(title));
-    // The newlines between the lines are portwatch's own.
-    let lines: Vec<_> = message.split('\n').map(escape).collect();
+    let lines: Vec<_> = lines.iter().map(|line| escape(line)).collect();
     let message = data(&lines.join("\n"));
     // Writing to a String cannot fail.
     let _ = writeln!(out, "::{name} title={title}::{message}");
@@ -155,10 +159,11 @@ mod tests {
     #[test]
     fn no_name_becomes_a_command() {
         let mut out = String::new();
-        command(&mut out, "error", "a,b:c%\n::x", "50%\nnext\r::error::no");
+        let lines = ["50%".to_owned(), "next\r\n::error::no".to_owned()];
+        command(&mut out, "error", "a,b:c%\n::x", &lines);
         assert_eq!(
             out,
-            "::error title=a%2Cb%3Ac%25\\n%3A%3Ax::50%25%0Anext\\r::error::no\n"
+            "::error title=a%2Cb%3Ac%25\\n%3A%3Ax::50%25%0Anext\\r\\n::error::no\n"
         );
     }
 

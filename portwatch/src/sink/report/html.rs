@@ -198,7 +198,7 @@ fn ports(report: &Report, zone: &TimeZone) -> Markup {
             section {
                 h2 { "Ports used" }
                 table {
-                    tr { th {} th { "address" } th { "by" } th { "from" } th { "until" } th.number { "times" } }
+                    tr { th { "protocol" } th { "address" } th { "by" } th { "from" } th { "until" } th.number { "times" } }
                     @for port in report.ports.iter().take(ROWS) {
                         @let (protocol, address) = used(port);
                         tr {

@@ -206,16 +206,16 @@ impl Out<'_> {
             .take(SHOWN)
             .map(|port| {
                 let (protocol, address) = used(port);
-                let until = match port.until {
-                    Some(until) => self.clock(until),
-                    None => "held at the end".to_owned(),
+                let from = self.clock(port.from);
+                let time = match port.until {
+                    Some(until) => format!("{from} to {}", self.clock(until)),
+                    None => format!("from {from} on"),
                 };
-                let from = format!("{} to {until}", self.clock(port.from));
                 let times = match port.count {
                     1 => String::new(),
                     count => format!("{count} times"),
                 };
-                [protocol, address, who(port), from, times].map(|cell| escape(&cell).into_owned())
+                [protocol, address, who(port), time, times].map(|cell| escape(&cell).into_owned())
             })
             .collect();
         self.line(0, "ports used");
@@ -275,12 +275,12 @@ impl Out<'_> {
         let mut lines = Vec::new();
         for span in &lane.spans {
             let until = match span.until {
-                Some(until) => format!("to {}", self.clock(until)),
-                None => "held at the end".to_owned(),
+                Some(until) => format!("holds it to {}", self.clock(until)),
+                None => "holds it from then on".to_owned(),
             };
             let holder = who(span.holder.as_deref(), span.pid);
             let from = self.clock(span.from);
-            lines.push((span.from, format!("{from}  {holder} holds it {until}")));
+            lines.push((span.from, false, format!("{from}  {holder} {until}")));
         }
         for mark in &lane.marks {
             let newcomer = who(mark.newcomer.as_deref(), mark.pid);
@@ -288,11 +288,12 @@ impl Out<'_> {
             let (time, cause) = (self.clock(mark.time), mark.cause.id());
             lines.push((
                 mark.time,
+                true,
                 format!("{time}  {newcomer} gets {error}: {cause}"),
             ));
         }
         lines.sort();
-        lines.into_iter().map(|(_, line)| line).collect()
+        lines.into_iter().map(|(_, _, line)| line).collect()
     }
 
     fn losses(&mut self, report: &Report) {

@@ -12,7 +12,7 @@ const LANES: usize = 200;
 /// Pixels.
 const LABELS: f64 = 170.0;
 const WIDTH: f64 = 1000.0;
-const HEIGHT: f64 = 24.0;
+const HEIGHT: f64 = 26.0;
 const AXIS: f64 = 24.0;
 /// A bar is as wide as this at least.
 const LEAST: f64 = 2.0;
@@ -70,7 +70,7 @@ pub(super) fn render(report: &Report, zone: &TimeZone) -> Markup {
 }
 
 fn axis(scale: &Scale, height: f64, zone: &TimeZone) -> Markup {
-    let ticks = 6_i64;
+    let ticks = 5_i64;
     let tick = |number: i64| Time(scale.from + (scale.until - scale.from) / ticks * number);
     // Of more than a day the clock does not tell enough.
     let long = scale.until - scale.from > 86_400_000_000_000;
@@ -96,7 +96,7 @@ fn lane(lane: &Lane, y: f64, scale: &Scale, zone: &TimeZone) -> Markup {
     });
     html! {
         line x1="0" x2=(LABELS + WIDTH) y1=(y + HEIGHT) y2=(y + HEIGHT) class="grid" {}
-        text x="0" y=(y + 16.0) class="label" {
+        text x="0" y=(y + 20.0) class="label" {
             title { (lane.port) "/" (lane.transport) (netns) (host) }
             (lane.port) "/" (lane.transport) (host)
         }
@@ -126,10 +126,10 @@ fn bar(span: &Span, y: f64, scale: &Scale, zone: &TimeZone) -> Markup {
     };
     let shown = holder.chars().count() as f64 * CHARACTER + 8.0 < width;
     html! {
-        rect x=(left) y=(y + 4.0) width=(width) height=(HEIGHT - 8.0) rx="2" class={ "bar c" (color) } {
+        rect x=(left) y=(y + 9.0) width=(width) height=(HEIGHT - 10.0) rx="2" class={ "bar c" (color) } {
             title { (holder) (address) ", from " (moment(span.from, zone)) " " (until) }
         }
-        @if shown { text x=(left + 4.0) y=(y + 16.0) class="holder" { (holder) } }
+        @if shown { text x=(left + 4.0) y=(y + 20.0) class="holder" { (holder) } }
     }
 }
 
@@ -141,7 +141,7 @@ fn one_mark(mark: &Mark, y: f64, scale: &Scale, zone: &TimeZone) -> Markup {
     };
     let error = mark.error.as_deref().unwrap_or("refused");
     html! {
-        path d=(format!("M{x:.1} {:.1} l5 -9 l-10 0 z", y + HEIGHT - 3.0)) class="mark" {
+        path d=(format!("M{x:.1} {:.1} l5 -8 l-10 0 z", y + 9.0)) class="mark" {
             title { (moment(mark.time, zone)) ": " (text(&newcomer)) " gets " (error) ": " (mark.cause.id()) }
         }
     }
