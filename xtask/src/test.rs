@@ -39,6 +39,14 @@ const HOST_PROGRAMS: &[Provided] = &[
         program: "node",
         package: "nodejs",
     },
+    Provided {
+        program: "py.test-3",
+        package: "python3-pytest",
+    },
+    Provided {
+        program: "make",
+        package: "make",
+    },
 ];
 
 /// The arguments of `cargo xtask test`.
@@ -69,7 +77,7 @@ enum Level {
 }
 
 /// The test programs of portwatch-tests that are the level `host`.
-const HOST_TESTS: &[&str] = &["host", "programs", "robust"];
+const HOST_TESTS: &[&str] = &["host", "programs", "robust", "run"];
 
 /// What the level `container` starts.
 const CONTAINER_PROGRAMS: &[Provided] = &[

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use super::options::{When, zone};
 use super::print;
@@ -35,6 +35,10 @@ pub struct Options {
     /// Tell times in UTC instead of local time
     #[arg(long, help_heading = "Output")]
     utc: bool,
+
+    /// Tell more: why something could not be seen
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
+    verbose: u8,
 
     /// When to colour
     #[arg(long, value_enum, default_value_t = When::Auto, value_name = "WHEN", help_heading = "Output")]
@@ -83,7 +87,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
             let style = Style {
                 zone,
                 color: options.color.of(&stdout()),
-                whole: true,
+                whole: options.verbose > 0,
             };
             text::render(&report, &style).into_bytes()
         }

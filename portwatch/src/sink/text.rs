@@ -440,6 +440,9 @@ fn loss(place: &str, count: u64) -> String {
             "{} (more than can be followed: their release will not be seen)",
             counted(count, "bound socket")
         ),
+        "tree" => format!(
+            "{count} of the job's processes (more than can be followed: they and what they start are not watched)"
+        ),
         "decode" => format!("{} (not understood)", counted(count, "record")),
         _ => format!("{count} ({})", escape(place)),
     }

@@ -35,7 +35,7 @@ pub fn render(report: &Report, style: &Style) -> String {
         style,
     };
     out.head(report);
-    if is_clean(report) && !style.whole {
+    if report.job.is_some() && is_clean(report) && !style.whole {
         return out.text;
     }
     out.refusals(report);
@@ -304,11 +304,19 @@ impl Out<'_> {
         if !lost.is_empty() {
             self.line(0, &format!("lost: {}", lost.join(", ")));
         }
-        let missing = report.missing.iter();
-        self.section(
-            "not seen",
-            missing.map(|missing| format!("{} ({})", missing.what, missing.why)),
-        );
+        if self.style.whole {
+            let missing = report.missing.iter();
+            let missing = missing.map(|missing| format!("{} ({})", missing.what, missing.why));
+            self.section("not seen", missing);
+        } else if !report.missing.is_empty() {
+            let missing: Vec<_> = report
+                .missing
+                .iter()
+                .map(|missing| &*missing.what)
+                .collect();
+            let missing = missing.join("; ");
+            self.line(0, &format!("not seen: {missing} (why: portwatch doctor)"));
+        }
         let flaws = report.sources.iter().flat_map(|source| {
             let file = &source.file;
             source
