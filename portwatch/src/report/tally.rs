@@ -39,9 +39,12 @@ struct Likeness {
     transport: Option<String>,
     address: Option<String>,
     cause: Cause,
-    /// The first holder: its address and its process.
-    holder: Option<(Option<String>, Option<(u32, Time)>)>,
+    /// The first holder: its address, and its process by pid and start.
+    holder: Option<(Option<String>, Option<ProcessKey>)>,
 }
+
+/// A process: its pid and when it was started.
+type ProcessKey = (u32, Time);
 
 /// A command with its arguments.
 type Command = (String, Vec<String>);
