@@ -18,6 +18,7 @@
 //! | `keep` | lets a program that is executed have it |
 //! | `port`, `pid` | prints the local port, the pid |
 //! | `say=WORD`, `wait` | prints a line, reads a line |
+//! | `stop` | stops itself by SIGSTOP |
 //! | `uid=N`, `gid=N` | setresuid(2), setresgid(2) |
 //! | `fifo` | runs at a priority of SCHED_FIFO from now on |
 //! | `comm=NAME` | names the thread |
@@ -41,6 +42,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Gid, Pid, Uid, execv, fork, setresgid, setresuid};
 use portwatch_tests::Socket;
@@ -180,6 +182,7 @@ impl Player {
             "pid" => say(std::process::id()),
             "say" => say(text),
             "wait" => wait_for_line(),
+            "stop" => raise(Signal::SIGSTOP).unwrap(),
             "uid" => {
                 let uid = Uid::from_raw(text.parse().unwrap());
                 setresuid(uid, uid, uid).unwrap();

@@ -13,6 +13,7 @@ mod conflict;
 mod connection;
 mod errors;
 mod filters;
+mod job;
 mod list;
 mod listen;
 mod process;

@@ -15,6 +15,8 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// What was found and made.
 pub struct Environment {
+    /// The cores that may be used.
+    allowed: CpuSet,
     /// The core that the worker runs on.
     pub worker: usize,
     /// The core that the tools run on.
@@ -81,6 +83,7 @@ pub fn enter() -> anyhow::Result<Environment> {
     // The tools inherit it; a worker takes its own.
     pin(tool)?;
     Ok(Environment {
+        allowed,
         worker,
         tool,
         cores: cores.len(),
@@ -92,6 +95,16 @@ pub fn enter() -> anyhow::Result<Environment> {
         outputs: outputs.to_owned(),
         _mount_point: mount_point,
     })
+}
+
+impl Environment {
+    /// Does something that may use all cores.
+    pub fn on_all_cores<T>(&self, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        sched_setaffinity(Pid::from_raw(0), &self.allowed).context("using all cores")?;
+        let result = act();
+        pin(self.tool)?;
+        result
+    }
 }
 
 /// Keeps this thread, and what it will start, on a core.

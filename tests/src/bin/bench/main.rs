@@ -5,6 +5,7 @@
 //! number decides the exit status: it fails only if something did not work.
 
 mod environment;
+mod jobs;
 mod list;
 mod measure;
 mod report;
@@ -22,12 +23,13 @@ use crate::measure::Plan;
 const HELP: &str = "\
 What portwatch costs, beside bpftrace, strace, ss and lsof. Needs root.
 
-Usage: bench [--quick] [--iterations N] [--markdown] [--list]
+Usage: bench [--quick] [--iterations N] [--markdown] [--list] [--jobs]
 
   --quick         a few iterations of everything, to see that it works
   --iterations N  operations of each loop in a round (default 3000)
   --markdown      tables as Markdown
-  --list          nothing but how long lists take";
+  --list          nothing but how long lists take
+  --jobs          nothing but what portwatch run adds to jobs";
 
 fn main() -> ExitCode {
     match run(std::env::args_os().skip(1).collect()) {
@@ -55,6 +57,7 @@ fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
     let mut plan = Plan::FULL;
     let mut markdown = false;
     let mut lists_only = false;
+    let mut jobs_only = false;
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
@@ -69,6 +72,7 @@ fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
             }
             "--markdown" => markdown = true,
             "--list" => lists_only = true,
+            "--jobs" => jobs_only = true,
             "-h" | "--help" => {
                 println!("{HELP}");
                 return Ok(());
@@ -77,13 +81,22 @@ fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
         }
     }
     let environment = environment::enter()?;
+    let jobs = || environment.on_all_cores(|| jobs::measure(&environment, plan.forks, plan.jobs));
+    if jobs_only {
+        let jobs = jobs()?;
+        let (table, goals) = (jobs::table(&jobs), jobs::goals(&jobs));
+        print!("{}", report::alone(&environment, &table, &goals, markdown));
+        return Ok(());
+    }
     let lists = list::measure(&environment, plan.holders, plan.lists)?;
     if lists_only {
-        print!("{}", report::lists(&environment, &lists, markdown));
+        let (table, goals) = (list::table(&lists), list::goals(&lists));
+        print!("{}", report::alone(&environment, &table, &goals, markdown));
         return Ok(());
     }
     let results = measure::Results {
         lists,
+        jobs: jobs()?,
         ..measure::all(&plan, &environment)?
     };
     print!(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::environment::Environment;
+use crate::jobs::Timed;
 use crate::list::Listed;
 use crate::tool::{Cpu, Tool, Variant};
 use crate::worker::{self, Job, Operation};
@@ -30,6 +31,10 @@ pub struct Plan {
     pub holders: u32,
     /// How often each tool lists them.
     pub lists: u32,
+    /// Processes that the forking job makes.
+    pub forks: u32,
+    /// How often each job is run, with and without portwatch.
+    pub jobs: u32,
 }
 
 impl Plan {
@@ -42,6 +47,8 @@ impl Plan {
         flood: 1_000_000,
         holders: 200,
         lists: 9,
+        forks: 20_000,
+        jobs: 5,
     };
 
     /// What shows that everything works.
@@ -53,6 +60,8 @@ impl Plan {
         flood: 20_000,
         holders: 10,
         lists: 1,
+        forks: 200,
+        jobs: 1,
     };
 
     /// Operations in a burst: few enough that what they make fits into the buffers of each tool.
@@ -104,6 +113,8 @@ pub struct Results {
     pub tools: BTreeMap<Variant, ToolResults>,
     /// How long lists take.
     pub lists: Vec<Listed>,
+    /// How long jobs take.
+    pub jobs: Vec<Timed>,
 }
 
 /// What was measured of a tool itself.

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::environment::Environment;
-use crate::list::{self, Listed};
 use crate::measure::{Plan, Results, ToolResults, median};
 use crate::table::Table;
 use crate::tool::Variant;
 use crate::worker::Operation;
+use crate::{jobs, list};
 
 /// A bind may cost this part of what bpftrace makes of it.
 const GOAL_BIND: f64 = 1.0 / 3.0;
@@ -26,12 +26,14 @@ pub fn render(plan: &Plan, environment: &Environment, results: &Results, markdow
         processor(results),
         flood(results),
         list::table(&results.lists),
+        jobs::table(&results.jobs),
     ] {
         text.push_str(&table.render(markdown));
     }
     for goal in goals(results)
         .into_iter()
         .chain(list::goals(&results.lists))
+        .chain(jobs::goals(&results.jobs))
     {
         let bullet = if markdown { "- " } else { "" };
         let _ = writeln!(text, "{bullet}{goal}");
@@ -39,12 +41,12 @@ pub fn render(plan: &Plan, environment: &Environment, results: &Results, markdow
     text
 }
 
-/// What there is of lists alone.
-pub fn lists(environment: &Environment, all: &[Listed], markdown: bool) -> String {
+/// A table by itself.
+pub fn alone(environment: &Environment, table: &Table, goals: &[String], markdown: bool) -> String {
     let Environment { kernel, model, .. } = environment;
-    let mut text = format!("Linux {kernel}, {model}, one core for the tools\n\n");
-    text.push_str(&list::table(all).render(markdown));
-    for goal in list::goals(all) {
+    let mut text = format!("Linux {kernel}, {model}\n\n");
+    text.push_str(&table.render(markdown));
+    for goal in goals {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{goal}");
     }
