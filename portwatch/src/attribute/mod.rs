@@ -1,40 +1,44 @@
 //! From records to events: who did it, in which container, and what a
 //! sequence of records means.
 
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
 use portwatch_common::record::{self, Requested, kind, socket_flag};
 
-use self::conflict::{AskOwners, Conflicts};
+use self::conflict::Conflicts;
 use self::container::Containers;
+use self::ledger::Ledger;
+use self::lookup::{Answer, Ask, Lookups};
 use self::order::Order;
 use self::process::{Found, Key, Processes};
+use self::refusal::Refusal;
 use self::timewait::{Change, Timewaits};
-use crate::diagnose;
-use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Origin};
 use crate::event::{
-    AbstractText, Actor, Address, Bind, Body, Conflict, Event, Family, HeldSocket, Holder, Listen,
-    Lost, Options, Outcome, Ownership, PathText, Phase, Release, Result, Socket, State, Timewait,
-    Transport, text,
+    AbstractText, Actor, Address, Bind, Body, Event, Family, Listen, Lost, Options, Outcome,
+    PathText, Phase, Release, Result, Socket, State, Timewait, Transport, text,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
 use crate::kernel::losses::Losses;
-use crate::kernel::snapshot;
 use crate::kernel::stream::Batch;
+use crate::kernel::{netns, snapshot};
 
 pub mod cgroup;
 pub mod conflict;
 pub mod container;
+mod ledger;
+pub mod looker;
+pub mod lookup;
 pub mod order;
 pub mod process;
+mod refusal;
+pub mod standing;
 pub mod timewait;
-
-const TCP_TIME_WAIT: u8 = 6;
+mod unit;
 
 /// How long a reading of the clocks is good for.
 const CLOCK_FRESH: std::time::Duration = std::time::Duration::from_secs(1);
@@ -47,7 +51,17 @@ pub struct Attribution {
     containers: Containers,
     timewaits: Timewaits,
     listeners: Listeners,
+    ledger: Ledger,
     conflicts: Conflicts,
+    lookups: Lookups,
+    /// The refusal that is told next: its thread and time.
+    next: (u32, u64),
+    /// The stream is complete up to here, as far as it has come.
+    complete_until: u64,
+    /// Whether all binds and releases are seen, whatever the filters.
+    sees_all: bool,
+    /// Inode number of the host's own network namespace.
+    host_netns: Option<u32>,
     losses: Losses,
     undecoded: u64,
     clock: Clock,
@@ -88,10 +102,31 @@ impl Listeners {
     }
 }
 
+/// What has arrived that concerns refusals.
+#[derive(Debug, Default)]
+struct Arrived {
+    refusals: Vec<Refusal>,
+    holders: Vec<record::Holder>,
+    lines: HashMap<Key, Vec<Key>>,
+}
+
+impl Arrived {
+    fn take(&mut self, record: &Record) {
+        match record {
+            Record::Holder(holder) => self.holders.push(*holder),
+            Record::Process(identity) => {
+                let key = Key::of(&identity.task);
+                self.lines.insert(key, process::line(identity));
+            }
+            record => self.refusals.extend(Refusal::of(record)),
+        }
+    }
+}
+
 impl Attribution {
-    /// Begins with what existed before.
+    /// Begins with what existed before. `ask` takes what has to be looked up.
     #[must_use]
-    pub fn new(held: &[snapshot::Held], ask_owners: AskOwners) -> Self {
+    pub fn new(held: &[snapshot::Held], ask: Ask) -> Self {
         let mut listeners = Listeners::default();
         for held in held.iter().filter(|held| held.listening) {
             if let Some(address) = held.address {
@@ -100,11 +135,17 @@ impl Attribution {
         }
         Self {
             order: Order::default(),
+            complete_until: 0,
             processes: Processes::default(),
             containers: Containers::new("/".as_ref()),
             timewaits: Timewaits::default(),
             listeners,
-            conflicts: Conflicts::new(ask_owners),
+            ledger: Ledger::new(held),
+            conflicts: Conflicts::default(),
+            lookups: Lookups::new(ask),
+            next: (0, 0),
+            sees_all: false,
+            host_netns: netns::of(Path::new("/proc"), "1"),
             // What was lost since the hooks are in place is lost to the stream.
             losses: Losses::default(),
             undecoded: 0,
@@ -115,6 +156,11 @@ impl Attribution {
             forgotten: Vec::new(),
             asked: 0,
         }
+    }
+
+    /// No filter keeps binds and releases from being seen.
+    pub fn sees_all(&mut self) {
+        self.sees_all = true;
     }
 
     /// What `/proc` told of processes that were there before.
@@ -129,28 +175,49 @@ impl Attribution {
             self.clock_read = Instant::now();
         }
         let undecoded = &mut self.undecoded;
-        let mut holders = HashSet::new();
+        let mut arrived = Arrived::default();
         self.order.add(batch.records().filter_map(|record| {
             *undecoded += u64::from(record.is_err());
-            if let Ok(Record::Holder(holder)) = &record
-                && Conflicts::is_owned(holder)
-            {
-                holders.insert(holder.socket.address);
-            }
-            record.ok()
+            let record = record.ok()?;
+            arrived.take(&record);
+            Some(record)
         }));
-        if !holders.is_empty() {
-            self.conflicts.ask(&holders);
-        }
-        self.ready(batch.complete_until, &mut emit);
+        self.ask_for(&arrived);
+        self.complete_until = batch.complete_until;
+        self.look(&mut emit);
         if let Some(losses) = &batch.losses {
             self.lost(losses, &mut emit);
         }
     }
 
+    /// Answers have come; the events that are complete by now go to `emit`.
+    pub fn answered(&mut self, answers: Vec<Answer>, mut emit: impl FnMut(&Event)) {
+        self.lookups.answered(answers, Instant::now());
+        self.look(&mut emit);
+    }
+
+    /// Looks whether something need not be waited for any more: see [`lookup::LOOK`].
+    pub fn look(&mut self, emit: &mut impl FnMut(&Event)) {
+        self.lookups.expire(Instant::now());
+        self.ready(self.complete_until, emit);
+    }
+
+    /// Whether answers are waited for.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.lookups.are_open()
+    }
+
     /// The stream has ended: everything goes to `emit`.
     pub fn finish(&mut self, mut emit: impl FnMut(&Event)) {
+        self.complete_until = u64::MAX;
         self.ready(u64::MAX, &mut emit);
+        self.tell_limited(&mut emit);
+    }
+
+    /// Nothing comes behind what is here.
+    pub fn nothing_comes_behind(&mut self) {
+        self.complete_until = u64::MAX;
     }
 
     /// Processes that had to be forgotten: the kernel side must send them again.
@@ -159,7 +226,15 @@ impl Attribution {
     }
 
     fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
-        while let Some(record) = self.order.next(complete_until) {
+        while let Some(record) = self.order.peek(complete_until) {
+            if let Some(refusal) = Refusal::of(record)
+                && self.has_to_wait(&refusal)
+            {
+                break;
+            }
+            let Some(record) = self.order.next(complete_until) else {
+                break;
+            };
             let time = self.clock.at_monotonic(record.time());
             if let Record::Timewait(timewait) = &record {
                 for timewait in self.timewait(timewait) {
@@ -204,6 +279,50 @@ impl Attribution {
         }
     }
 
+    /// Asks for what the refusals among what has arrived need.
+    fn ask_for(&mut self, arrived: &Arrived) {
+        if arrived.refusals.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for refusal in &arrived.refusals {
+            let tid = refusal.task.tid;
+            let key = Key::of(&refusal.task);
+            let holders = arrived.holders.iter().filter(|holder| holder.tid == tid);
+            let holders = self.conflicts.of(tid).iter().chain(holders);
+            let line = match arrived.lines.get(&key) {
+                Some(line) => line,
+                None => self.processes.line(key),
+            };
+            let above = |socket: &record::Socket| self.above(socket).map(|above| above.socket);
+            for question in refusal.questions(holders, line, above) {
+                self.lookups.want(question, now);
+            }
+        }
+        self.lookups.send();
+    }
+
+    /// Whether a refusal, the next one to be told, waits for an answer. What could not be known to be
+    /// needed when it arrived is asked for now, once.
+    fn has_to_wait(&mut self, refusal: &Refusal) -> bool {
+        let tid = refusal.task.tid;
+        let above = |socket: &record::Socket| self.above(socket).map(|above| above.socket);
+        let line = self.processes.line(Key::of(&refusal.task));
+        let questions = refusal.questions(self.conflicts.of(tid).iter(), line, above);
+        let is_new = self.next != (tid, refusal.time);
+        self.next = (tid, refusal.time);
+        let mut waits = false;
+        for question in questions {
+            if is_new && self.lookups.get(&question.subject).is_none() {
+                waits |= self.lookups.want(question, Instant::now());
+            } else {
+                waits |= self.lookups.is_open(&question.subject);
+            }
+        }
+        self.lookups.send();
+        waits
+    }
+
     fn forget(&mut self, key: Option<Key>) {
         self.forgotten.extend(key.map(|key| key.tgid));
     }
@@ -244,17 +363,12 @@ impl Attribution {
         }
         socket.state = None;
         let process = self.actor(&bind.task);
+        if bind.result == 0 {
+            self.ledger.bound(bind);
+        }
         let conflict = (bind.result < 0 && !autobind).then(|| {
-            let mut facts = Facts::new(
-                Call::Bind,
-                bind.result.saturating_neg(),
-                self.clock.at_monotonic(bind.header.time),
-                socket.clone(),
-            );
-            if bind.result == -libc::EINVAL && bind.socket.local_port != 0 {
-                facts.already = address(&bind.socket);
-            }
-            self.conflict(facts, &bind.task, process.as_ref())
+            let refusal = Refusal::bind(bind, path);
+            self.explain(&refusal, socket.clone(), process.as_ref())
         });
         Bind {
             result: result(bind.result),
@@ -281,13 +395,8 @@ impl Attribution {
         }
         let process = self.actor(&listen.task);
         let conflict = (listen.result < 0).then(|| {
-            let facts = Facts::new(
-                Call::Listen,
-                listen.result.saturating_neg(),
-                self.clock.at_monotonic(listen.header.time),
-                socket.clone(),
-            );
-            self.conflict(facts, &listen.task, process.as_ref())
+            let refusal = Refusal::listen(listen, path);
+            self.explain(&refusal, socket.clone(), process.as_ref())
         });
         Listen {
             result: result(listen.result),
@@ -298,77 +407,9 @@ impl Attribution {
         }
     }
 
-    /// Why a bind or listen of a task was refused.
-    fn conflict(
-        &mut self,
-        mut facts: Facts,
-        task: &record::Task,
-        process: Option<&Actor>,
-    ) -> Conflict {
-        let found = self.conflicts.take(task.tid);
-        facts.uid = Some(task.uid);
-        facts.process = process.cloned();
-        facts.host_netns = self.conflicts.host_netns();
-        facts.sysctls = self.conflicts.sysctls(facts.socket.netns);
-        if facts.errno == libc::EACCES {
-            facts.may_bind_low = process::may_bind_low(&self.proc, Key::of(task));
-        }
-        facts.evidence = conflict::evidence_of(&found);
-        facts.holders = found.iter().map(|found| self.held(found)).collect();
-        diagnose::diagnose(&facts)
-    }
-
-    /// A holder with its processes.
-    fn held(&mut self, found: &conflict::Found) -> Held {
-        let record = &found.record;
-        let timewait = record.socket.state == TCP_TIME_WAIT;
-        let binder = conflict::has_binder(record)
-            .then(|| self.actor(&record.binder))
-            .flatten();
-        let owners: Vec<_> = (found.owners.iter().flatten())
-            .filter_map(|task| self.actor(task))
-            .collect();
-        let (ownership, processes) = if !owners.is_empty() {
-            (Ownership::Verified, owners)
-        } else {
-            let last = if timewait {
-                self.timewaits.closer(&record.socket)
-            } else {
-                binder.clone()
-            };
-            match last {
-                Some(last) => (Ownership::LastKnown, vec![last]),
-                None => (Ownership::None, Vec::new()),
-            }
-        };
-        let held = socket(&record.socket, &[0; 16]);
-        let publishes = self.containers.publishes(&held, &processes, Instant::now());
-        let holder = Holder {
-            socket: HeldSocket {
-                socket: held,
-                uid: (!timewait).then_some(record.uid),
-            },
-            ownership,
-            bound_at: (record.bound_at != 0).then(|| self.clock.at_monotonic(record.bound_at)),
-            expires_in_ms: timewait
-                .then(|| milliseconds(record.expires_in.saturating_mul(self.jiffy))),
-            processes,
-            publishes,
-        };
-        let mut held = Held::from(holder);
-        if record.socket.flags & socket_flag::KERNEL != 0 {
-            held.kernel = Some(KernelSocket::default());
-        }
-        if record.autobound != 0 {
-            held.origin = Some(Origin::Autobound);
-        } else {
-            held.binder = binder;
-        }
-        held
-    }
-
     fn release(&mut self, release: &record::Release) -> Release {
         self.listeners.remove(release.socket.address);
+        self.ledger.released(release);
         let binder = Key {
             tgid: release.binder_tgid,
             start: release.binder_start,
@@ -455,7 +496,23 @@ impl Attribution {
         changes.collect()
     }
 
+    /// Tells what was not looked up, for want of time.
+    fn tell_limited(&mut self, emit: &mut impl FnMut(&Event)) {
+        let count = self.lookups.limited();
+        if count != 0 {
+            emit(&Event {
+                time: self.clock.at_monotonic(clock::monotonic()),
+                body: Body::Lost(Lost {
+                    count,
+                    place: "lookup".into(),
+                    of: Default::default(),
+                }),
+            });
+        }
+    }
+
     fn lost(&mut self, losses: &Losses, emit: &mut impl FnMut(&Event)) {
+        self.tell_limited(emit);
         let new = losses.since(&self.losses);
         self.losses.clone_from(losses);
         let time = self.clock.at_monotonic(clock::monotonic());

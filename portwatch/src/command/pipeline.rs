@@ -21,9 +21,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use portwatch_common::map::filter;
+
 use crate::attribute::Attribution;
+use crate::attribute::looker::Looker;
+use crate::attribute::lookup::{self, Answer, Ask, Question};
 use crate::attribute::process::{self, Found};
-use crate::event::{Body, End, Event, Outcome};
+use crate::event::{Body, Cause, End, Event, Outcome};
 use crate::filter::Filter;
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::side::{Control, KernelSide};
@@ -35,8 +39,12 @@ use crate::sink::text::{self, Text};
 /// Batches between two stages.
 const BATCHES: usize = 4;
 
-/// How often it is asked which connections have gone on from FIN_WAIT2 to TIME_WAIT.
-const ASK: Duration = Duration::from_millis(50);
+/// How often it is asked which connections have gone on from FIN_WAIT2 to TIME_WAIT, and looked
+/// whether answers have come too late.
+const ASK: Duration = lookup::LOOK;
+
+/// How long looking up rests between two rounds at most.
+const REST: Duration = Duration::from_millis(50);
 
 /// How long a reader of standard output may keep the end waiting.
 const LAST_WRITE: Duration = Duration::from_secs(2);
@@ -129,10 +137,11 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
     let (inputs, to_attribute) = mpsc::channel::<Input>(BATCHES);
 
     let identified = Arc::get_mut(&mut plan.side).and_then(KernelSide::take_identified);
-    let mut attribution = Attribution::new(&plan.snapshot.held, {
-        let side = Arc::clone(&plan.side);
-        Box::new(move |addresses| side.ask_owners(addresses).ok())
-    });
+    let (ask, answers) = spawn_looker(Arc::clone(&plan.side))?;
+    let mut attribution = Attribution::new(&plan.snapshot.held, ask);
+    if plan.filter.in_kernel() & !filter::UNIX == 0 {
+        attribution.sees_all();
+    }
     let mut left = plan.snapshot.processes();
     for found in &plan.found {
         left.remove(&found.tgid);
@@ -151,6 +160,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
             stop: Arc::clone(&stop),
             counts: BTreeMap::new(),
             failed: 0,
+            without_holder: 0,
             lost: BTreeMap::new(),
             begin: clock::monotonic(),
         },
@@ -158,6 +168,7 @@ async fn stages(mut plan: Plan) -> anyhow::Result<ExitCode> {
         Arc::clone(&plan.side),
         identified,
         to_attribute,
+        answers,
     ));
     let side = Arc::clone(&plan.side);
     spawn_finder(left, inputs.clone(), stopped.clone());
@@ -265,6 +276,35 @@ fn spawn_finder(pids: BTreeSet<u32>, inputs: mpsc::Sender<Input>, stopped: watch
     });
 }
 
+/// Starts the thread that looks up what explains refusals: what asks it, and what it answers. It
+/// takes one round of questions at a time, and ends when nobody is left to ask.
+fn spawn_looker(side: Arc<KernelSide>) -> anyhow::Result<(Ask, mpsc::Receiver<Vec<Answer>>)> {
+    let (questions, asked) = std::sync::mpsc::sync_channel::<Vec<Question>>(1);
+    let (answer, answers) = mpsc::channel(BATCHES);
+    std::thread::Builder::new()
+        .name("portwatch-look".to_owned())
+        .spawn(move || {
+            let mut looker =
+                Looker::new(Box::new(move |addresses| side.ask_owners(addresses).ok()));
+            while let Ok(questions) = asked.recv() {
+                let begin = std::time::Instant::now();
+                if answer.blocking_send(looker.answer(questions)).is_err() {
+                    return;
+                }
+                // Looking up takes at most half of a processor, however many refusals there are.
+                std::thread::sleep(begin.elapsed().min(REST));
+            }
+        })
+        .context("starting the look-ups")?;
+    let ask = move |round| {
+        questions.try_send(round).map_err(|error| match error {
+            std::sync::mpsc::TrySendError::Full(round)
+            | std::sync::mpsc::TrySendError::Disconnected(round) => round,
+        })
+    };
+    Ok((Box::new(ask), answers))
+}
+
 /// The attribution stage.
 async fn attribute(
     mut attribution: Attribution,
@@ -273,6 +313,7 @@ async fn attribute(
     side: Arc<KernelSide>,
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
+    mut answers: mpsc::Receiver<Vec<Answer>>,
 ) -> anyhow::Result<()> {
     emission.render(&start);
     emission.send().await;
@@ -287,11 +328,17 @@ async fn attribute(
                 Some(Input::Found(found)) => attribution.found(found),
                 None => break,
             },
-            _ = ask.tick(), if attribution.is_waiting() => {
-                // Without the iterator they are told at their end.
-                if let Ok(found) = side.ask_timewaits(&attribution.waiting()) {
+            Some(answers) = answers.recv() => {
+                attribution.answered(answers, |event| emission.take(event));
+            }
+            _ = ask.tick(), if attribution.is_waiting() || attribution.is_asking() => {
+                if attribution.is_waiting()
+                    // Without the iterator they are told at their end.
+                    && let Ok(found) = side.ask_timewaits(&attribution.waiting())
+                {
                     attribution.found_timewaits(found);
                 }
+                attribution.look(&mut |event: &Event| emission.take(event));
             }
         }
         if let Some(identified) = &mut identified {
@@ -301,6 +348,14 @@ async fn attribute(
             }
         }
         emission.send().await;
+    }
+    attribution.nothing_comes_behind();
+    while attribution.is_asking() {
+        if let Ok(Some(answers)) = tokio::time::timeout(ASK, answers.recv()).await {
+            attribution.answered(answers, |event| emission.take(event));
+        } else {
+            attribution.look(&mut |event: &Event| emission.take(event));
+        }
     }
     attribution.finish(|event| emission.take(event));
     emission.end().await;
@@ -319,6 +374,7 @@ struct Emission {
     stop: Arc<watch::Sender<bool>>,
     counts: BTreeMap<&'static str, u64>,
     failed: u64,
+    without_holder: u64,
     lost: BTreeMap<std::borrow::Cow<'static, str>, u64>,
     begin: u64,
 }
@@ -354,11 +410,19 @@ impl Emission {
             None => {}
         }
         *self.counts.entry(body.name()).or_default() += 1;
-        self.failed += u64::from(match body {
-            Body::Bind(bind) => bind.result.outcome == Outcome::Failure,
-            Body::Listen(listen) => listen.result.outcome == Outcome::Failure,
-            _ => false,
-        });
+        let failed = match body {
+            Body::Bind(bind) => Some((&bind.result, bind.conflict.as_deref())),
+            Body::Listen(listen) => Some((&listen.result, listen.conflict.as_deref())),
+            _ => None,
+        };
+        if let Some((result, conflict)) =
+            failed.filter(|(result, _)| result.outcome == Outcome::Failure)
+        {
+            self.failed += 1;
+            let unknown = conflict.is_some_and(|conflict| conflict.cause == Cause::Unknown);
+            let in_use = result.errno == Some(libc::EADDRINUSE);
+            self.without_holder += u64::from(unknown && in_use);
+        }
         true
     }
 
@@ -382,6 +446,7 @@ impl Emission {
             body: Body::End(End {
                 counts: self.counts.clone(),
                 failed: self.failed,
+                without_holder: self.without_holder,
                 lost: self.lost.clone(),
                 duration_ms: (now - self.begin) / 1_000_000,
             }),
