@@ -63,17 +63,19 @@ impl Looker {
         }
     }
 
-    /// Answers questions. Those about sockets go first, while their owners are there.
-    pub fn answer(&mut self, mut questions: Vec<Question>) -> Vec<Answer> {
+    /// Answers questions, one after the other. Those about sockets go first, while their owners are
+    /// there.
+    pub fn answer(&mut self, questions: Vec<Question>, mut tell: impl FnMut(Vec<Answer>)) {
         let (sockets, others): (Vec<_>, Vec<_>) = questions
-            .drain(..)
+            .into_iter()
             .partition(|question| matches!(question.subject, Subject::Socket { .. }));
-        let mut answers = self.sockets(sockets);
-        answers.extend(others.into_iter().map(|question| {
+        if !sockets.is_empty() {
+            tell(self.sockets(sockets));
+        }
+        for question in others {
             let finding = self.find(&question);
-            (question.subject, finding)
-        }));
-        answers
+            tell(vec![(question.subject, finding)]);
+        }
     }
 
     fn find(&mut self, question: &Question) -> Finding {
@@ -311,32 +313,33 @@ impl Looker {
     fn name(&mut self, netns: u32, by: Key, name: &[u8], question: &Question) -> Finding {
         let is_path = name.first().is_some_and(|first| *first != 0);
         let file = is_path.then(|| self.file(by, name, &question.via));
-        let mut found = Vec::new();
-        let mut complete = true;
-        let mut look = |looker: &mut Self, netns: u32| {
-            let entered = looker.enter(netns, question);
-            match unix::named(netns) {
-                Ok(named) if entered => found.extend(named.into_iter().filter(|named| {
-                    let same = cut(&named.name) == cut(name);
-                    match file {
-                        // What made a file is of it, by whatever name.
-                        Some(Some(file)) => named.file == Some(file) || same,
-                        _ => same,
-                    }
-                })),
-                _ => complete = false,
+        let is_it = |named: &unix::Named| {
+            let same = cut(&named.name) == cut(name);
+            match file {
+                // What made a file is of it, by whatever name.
+                Some(Some(file)) => named.file == Some(file) || same,
+                _ => same,
             }
         };
-        look(self, netns);
-        if is_path {
+        let mut found = Vec::new();
+        let mut complete = self.enter(netns, question);
+        if complete {
+            let named = unix::named(netns).unwrap_or_default();
+            found.extend(named.into_iter().filter(&is_it));
+        }
+        if is_path && found.is_empty() {
             let others = netns::all(Path::new("/"));
-            let others = others.into_keys().filter(|other| *other != netns);
-            for (count, other) in others.enumerate() {
-                if count == NAMESPACES {
+            let others = others.into_iter().filter(|(other, _)| *other != netns);
+            for (count, (other, namespace)) in others.enumerate() {
+                if self.enter(other, question) && count < NAMESPACES {
+                    let named = unix::named(other).unwrap_or_default();
+                    found.extend(named.into_iter().filter(&is_it));
+                } else if namespace.path.exists() {
                     complete = false;
+                }
+                if !found.is_empty() || count == NAMESPACES {
                     break;
                 }
-                look(self, other);
             }
         }
         let state = match (is_path, found.is_empty()) {

@@ -21,12 +21,17 @@ use crate::diagnose::facts::{PathState, Sysctls};
 use crate::kernel::denial::Denials;
 
 /// How long a refusal waits for its answers. It is looked whether that is over every
-/// [`LOOK`]: no event is later than both together for their sake.
-pub const PATIENCE: Duration = Duration::from_millis(150);
+/// [`LOOK`], and what was not known to be needed at once is asked [`LATE`] at most: no event is later
+/// than the three together for their sake.
+pub const PATIENCE: Duration = Duration::from_millis(180);
 /// How often it is looked, where no batch comes.
-pub const LOOK: Duration = Duration::from_millis(50);
+pub const LOOK: Duration = Duration::from_millis(40);
+/// How long after a refusal something can still be asked for it.
+pub const LATE: Duration = Duration::from_millis(25);
 /// For how long an answer is one to the same question.
 const SHARED: Duration = Duration::from_millis(100);
+/// For how long it is better than none.
+const KEPT: Duration = Duration::from_secs(1);
 /// Questions that wait to be asked, or for an answer.
 const OPEN: usize = 256;
 /// Answers that are kept until they are used.
@@ -182,14 +187,17 @@ impl Lookups {
         if self.open.contains_key(subject) {
             return true;
         }
-        if known.is_some_and(|(when, _)| now.duration_since(*when) < SHARED) {
+        let age = known.map(|(when, _)| now.duration_since(*when));
+        if age.is_some_and(|age| age < SHARED) {
             return false;
         }
         if self.open.len() >= OPEN {
             self.limited += 1;
             return false;
         }
-        self.answers.pop(subject);
+        if age.is_some_and(|age| age >= KEPT) {
+            self.answers.pop(subject);
+        }
         self.open.insert(subject.clone(), now);
         self.next.push(question);
         true
@@ -312,10 +320,10 @@ mod tests {
         assert_eq!(lookups.limited(), 0);
     }
 
-    /// With [`LOOK`] between two looks no event is later than a quarter of a second.
+    /// No event is later than a quarter of a second.
     #[test]
     fn an_answer_that_does_not_come_is_not_waited_for() {
-        const { assert!(PATIENCE.as_millis() + LOOK.as_millis() < 250) };
+        const { assert!(PATIENCE.as_millis() + LOOK.as_millis() + LATE.as_millis() <= 250) };
         for takes in [true, false] {
             let (mut lookups, _) = lookups(takes);
             let now = Instant::now();
@@ -327,6 +335,21 @@ mod tests {
             assert!(!lookups.are_open());
             assert_eq!((lookups.limited(), lookups.limited()), (1, 0));
         }
+    }
+
+    /// In a storm the same is asked again and again: the answer before counts where a later one fails
+    /// to come.
+    #[test]
+    fn an_answer_is_kept_for_a_while() {
+        let (mut lookups, _) = lookups(true);
+        let now = Instant::now();
+        let subject = Subject::Settings(1);
+        lookups.answered(vec![answer(1)], now);
+        lookups.want(question(1), now + SHARED);
+        lookups.expire(now + SHARED + PATIENCE);
+        assert!(lookups.get(&subject).is_some());
+        lookups.want(question(1), now + KEPT);
+        assert!(lookups.get(&subject).is_none());
     }
 
     #[test]

@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
-use portwatch_common::record::{self, Requested, kind, socket_flag};
+use portwatch_common::record::{self, kind, socket_flag};
 
 use self::conflict::Conflicts;
 use self::container::Containers;
+pub use self::convert::socket;
+use self::convert::{family, requested_address, rewritten_address, same, unix_address};
 use self::ledger::Ledger;
 use self::lookup::{Answer, Ask, Lookups};
 use self::order::Order;
@@ -18,8 +20,8 @@ use self::process::{Found, Key, Processes};
 use self::refusal::Refusal;
 use self::timewait::{Change, Timewaits};
 use crate::event::{
-    AbstractText, Actor, Address, Bind, Body, Event, Family, Listen, Lost, Options, Outcome,
-    PathText, Phase, Release, Result, Socket, State, Timewait, Transport, text,
+    Actor, Bind, Body, Event, Family, Listen, Lost, Outcome, Phase, Release, Result, State,
+    Timewait, Transport,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
@@ -30,6 +32,8 @@ use crate::kernel::{netns, snapshot};
 pub mod cgroup;
 pub mod conflict;
 pub mod container;
+mod convert;
+mod explain;
 mod ledger;
 pub mod looker;
 pub mod lookup;
@@ -303,7 +307,8 @@ impl Attribution {
     }
 
     /// Whether a refusal, the next one to be told, waits for an answer. What could not be known to be
-    /// needed when it arrived is asked for now, once.
+    /// needed when it arrived is asked for now, once, and only if it has not waited long already:
+    /// otherwise in a storm one would wait behind the other.
     fn has_to_wait(&mut self, refusal: &Refusal) -> bool {
         let tid = refusal.task.tid;
         let above = |socket: &record::Socket| self.above(socket).map(|above| above.socket);
@@ -311,6 +316,8 @@ impl Attribution {
         let questions = refusal.questions(self.conflicts.of(tid).iter(), line, above);
         let is_new = self.next != (tid, refusal.time);
         self.next = (tid, refusal.time);
+        let since = clock::monotonic().saturating_sub(refusal.time);
+        let is_new = is_new && u128::from(since) < lookup::LATE.as_nanos();
         let mut waits = false;
         for question in questions {
             if is_new && self.lookups.get(&question.subject).is_none() {
@@ -571,159 +578,5 @@ fn result(result: i32) -> Result {
         outcome: Outcome::Failure,
         error: name,
         errno: Some(errno),
-    }
-}
-
-fn family(raw: u16) -> Option<Family> {
-    match i32::from(raw) {
-        libc::AF_INET => Some(Family::Ipv4),
-        libc::AF_INET6 => Some(Family::Ipv6),
-        libc::AF_UNIX => Some(Family::Unix),
-        _ => None,
-    }
-}
-
-fn transport(socket: &record::Socket) -> Transport {
-    let kind = i32::from(socket.sock_type);
-    if i32::from(socket.family) == libc::AF_UNIX {
-        return match kind {
-            libc::SOCK_STREAM => Transport::Stream,
-            libc::SOCK_SEQPACKET => Transport::Seqpacket,
-            _ => Transport::Dgram,
-        };
-    }
-    if kind == libc::SOCK_RAW {
-        return Transport::Raw;
-    }
-    match i32::from(socket.protocol) {
-        libc::IPPROTO_TCP => Transport::Tcp,
-        libc::IPPROTO_UDP => Transport::Udp,
-        libc::IPPROTO_MPTCP => Transport::Mptcp,
-        libc::IPPROTO_SCTP => Transport::Sctp,
-        libc::IPPROTO_DCCP => Transport::Dccp,
-        libc::IPPROTO_UDPLITE => Transport::Udplite,
-        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => Transport::Icmp,
-        // IPPROTO_SMC, include/uapi/linux/in.h
-        256 => Transport::Smc,
-        _ => Transport::Other(socket.protocol),
-    }
-}
-
-/// enum in include/net/tcp_states.h.
-fn state(socket: &record::Socket) -> Option<State> {
-    Some(match socket.state {
-        1 => State::Established,
-        2 => State::SynSent,
-        3 | 12 => State::SynRecv,
-        4 => State::FinWait1,
-        5 => State::FinWait2,
-        6 => State::TimeWait,
-        7 if socket.local_port != 0 => State::Bound,
-        7 => State::Close,
-        8 => State::CloseWait,
-        9 => State::LastAck,
-        10 => State::Listen,
-        11 => State::Closing,
-        _ => return None,
-    })
-}
-
-/// A socket of a record, with the name of the interface it is bound to, NUL-terminated.
-#[must_use]
-pub fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
-    let family = family(raw.family);
-    let nonzero = |number: u64| (number != 0).then_some(number);
-    let inet = |address: [u8; 16], port| match family {
-        Some(Family::Ipv4) => {
-            let [a, b, c, d, ..] = address;
-            Some(Address::v4([a, b, c, d], port))
-        }
-        Some(Family::Ipv6) => Some(Address::v6(address, port, 0)),
-        _ => None,
-    };
-    Socket {
-        // The descriptor was no socket where there is neither.
-        transport: (raw.address != 0 || raw.sock_type != 0).then(|| transport(raw)),
-        family,
-        local: inet(raw.local, raw.local_port),
-        remote: (raw.remote_port != 0)
-            .then(|| inet(raw.remote, raw.remote_port))
-            .flatten(),
-        state: state(raw),
-        options: Options(raw.options),
-        bound_device: (device.first() != Some(&0)).then(|| process::comm(device).0),
-        netns: nonzero(raw.netns.into()).map(|_| raw.netns),
-        cookie: nonzero(raw.cookie),
-        inode: nonzero(raw.inode),
-        kernel: raw.flags & socket_flag::KERNEL != 0,
-    }
-}
-
-/// The address a caller gave, as far as it could be read and is of a family we know.
-fn requested_address(requested: &Requested, path: &[u8]) -> Option<Address> {
-    let [a, b, c, d, ..] = requested.address;
-    match i32::from(requested.family) {
-        libc::AF_INET if requested.read >= 8 => Some(Address::v4([a, b, c, d], requested.port)),
-        libc::AF_INET6 if requested.read >= 24 => Some(Address::v6(
-            requested.address,
-            requested.port,
-            requested.scope,
-        )),
-        libc::AF_UNIX => unix_address(path),
-        _ => None,
-    }
-}
-
-/// The address a socket has.
-fn address(raw: &record::Socket) -> Option<Address> {
-    socket(raw, &[0; 16]).local
-}
-
-/// The address that a cgroup program put in place of the one asked for.
-fn rewritten_address(bind: &record::Bind) -> Option<Address> {
-    let rewritten = &bind.rewritten;
-    if rewritten.is == 0 {
-        return None;
-    }
-    let [a, b, c, d, ..] = rewritten.address;
-    match i32::from(bind.requested.family) {
-        libc::AF_INET => Some(Address::v4([a, b, c, d], rewritten.port)),
-        libc::AF_INET6 => Some(Address::v6(rewritten.address, rewritten.port, 0)),
-        _ => None,
-    }
-}
-
-/// The name of an AF_UNIX socket (unix(7)): a path up to a NUL, an abstract name behind one, or none.
-fn unix_address(path: &[u8]) -> Option<Address> {
-    match path {
-        [] => Some(Address::Unnamed { unnamed: true }),
-        [0, name @ ..] => {
-            let (name, name_hex) = text(name);
-            Some(Address::Abstract {
-                name: AbstractText { name, name_hex },
-            })
-        }
-        path => {
-            let end = path.iter().position(|byte| *byte == 0);
-            let (path, path_hex) = text(&path[..end.unwrap_or(path.len())]);
-            Some(Address::Path {
-                path: PathText { path, path_hex },
-            })
-        }
-    }
-}
-
-/// Whether a socket got what was asked for. The scope is not told by the socket.
-fn same(got: &Option<Address>, asked: &Option<Address>, ignore_port: bool) -> bool {
-    match (got, asked) {
-        (
-            Some(Address::Inet { address, port, .. }),
-            Some(Address::Inet {
-                address: asked_address,
-                port: asked_port,
-                ..
-            }),
-        ) => address == asked_address && (ignore_port || port == asked_port),
-        _ => got == asked,
     }
 }

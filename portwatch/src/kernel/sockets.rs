@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use portwatch_common::record::{SnapshotEntry, Socket, Task, kind};
-use procfs::process::{FDTarget, Process};
+use procfs::process::Process;
 use zerocopy::FromZeros as _;
 
 use super::netns::{self, Namespace};
@@ -397,23 +397,37 @@ impl Sockets {
 #[must_use]
 pub fn hidden(proc: &Path) -> Vec<(u32, u32)> {
     let processes = procfs::process::all_processes_with_root(proc);
-    let hidden = processes
+    let pids = processes.into_iter().flatten().flatten();
+    let pids = pids.map(|process| process.pid().unsigned_abs());
+    let hidden = pids.filter(|pid| {
+        // Who has no file open has no socket.
+        let first = open_files(proc, *pid).next();
+        first.is_some_and(|link| link.is_err_and(|error| is_denied(&error)))
+    });
+    let hidden = hidden.filter_map(|pid| {
+        let netns = netns::of(proc, &pid.to_string()).or_else(netns::host)?;
+        Some((pid, netns))
+    });
+    hidden.collect()
+}
+
+/// What the descriptors of a process lead to. Without CAP_SYS_PTRACE root may read the folder, but no
+/// link in it.
+fn open_files(proc: &Path, pid: u32) -> impl Iterator<Item = io::Result<PathBuf>> {
+    let folder = std::fs::read_dir(proc.join(pid.to_string()).join("fd"));
+    let (entries, error) = match folder {
+        Ok(entries) => (Some(entries), None),
+        Err(error) => (None, Some(Err(error))),
+    };
+    let links = entries
         .into_iter()
         .flatten()
-        .flatten()
-        .filter_map(|process| {
-            let denied =
-                |error: &procfs::ProcError| matches!(error, procfs::ProcError::PermissionDenied(_));
-            // Who has no file open has no socket.
-            let refused = match process.fd() {
-                Ok(mut descriptors) => descriptors.next()?.as_ref().is_err_and(denied),
-                Err(error) => denied(&error),
-            };
-            let pid = process.pid().unsigned_abs();
-            let netns = || netns::of(proc, &pid.to_string()).or_else(netns::host);
-            refused.then(|| Some((pid, netns()?)))?
-        });
-    hidden.collect()
+        .map(|entry| std::fs::read_link(entry?.path()));
+    error.into_iter().chain(links)
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Looks through the open files of all processes: each socket of each once, by its inode, with a way
@@ -434,29 +448,32 @@ pub fn openers(
         let mut task = None;
         let mut seen = HashSet::new();
         let mut refused = false;
-        let mut look = |descriptor: procfs::ProcResult<procfs::process::FDInfo>| match descriptor {
-            Ok(descriptor) => {
-                if let FDTarget::Socket(inode) = descriptor.target
-                    && seen.insert(inode)
-                {
-                    found(inode, &mut || {
-                        task = task.or_else(|| task_of(&process));
-                        task
-                    });
+        for link in open_files(proc, process.pid().unsigned_abs()) {
+            let inode = match &link {
+                Ok(target) => socket_inode(target),
+                Err(error) => {
+                    refused |= is_denied(error);
+                    None
                 }
+            };
+            if let Some(inode) = inode
+                && seen.insert(inode)
+            {
+                found(inode, &mut || {
+                    task = task.or_else(|| task_of(&process));
+                    task
+                });
             }
-            // Without CAP_SYS_PTRACE root may read the folder, but no link in it.
-            Err(procfs::ProcError::PermissionDenied(_)) => refused = true,
-            // Closed meanwhile.
-            Err(_) => {}
-        };
-        match process.fd() {
-            Ok(descriptors) => descriptors.for_each(look),
-            Err(error) => look(Err(error)),
         }
         unreadable += u32::from(refused);
     }
     Ok(unreadable)
+}
+
+/// The number in `socket:[4711]`.
+fn socket_inode(target: &Path) -> Option<u64> {
+    let text = target.to_str()?.strip_prefix("socket:[")?;
+    text.strip_suffix(']')?.parse().ok()
 }
 
 /// Takes out those that are no more. TIME_WAITs need not be asked for: they had no process.

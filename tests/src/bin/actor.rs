@@ -29,6 +29,7 @@
 //! | `fork … end` | a child does the steps between and exits |
 //! | `thread … end` | a thread does the steps between |
 //! | `repeat=N … end` | does the steps between N times |
+//! | `for=SECONDS … end` | does the steps between until the time is over |
 //! | `reap` | waits for the child |
 //! | `exec=PROGRAM …` | executes it with all that follows as arguments, its own name first |
 //! | `--` | ends the steps |
@@ -88,7 +89,7 @@ fn block(steps: &[OsString]) -> (&[OsString], &[OsString]) {
     for (index, step) in steps.iter().enumerate() {
         match step.as_bytes() {
             b"fork" | b"thread" => depth += 1,
-            step if step.starts_with(b"repeat=") => depth += 1,
+            step if step.starts_with(b"repeat=") || step.starts_with(b"for=") => depth += 1,
             b"end" => depth -= 1,
             _ => {}
         }
@@ -114,7 +115,7 @@ impl Player {
             };
             let verb = std::str::from_utf8(verb).unwrap();
             match verb {
-                "fork" | "thread" | "repeat" => {
+                "fork" | "thread" | "repeat" | "for" => {
                     let (inner, behind) = block(rest);
                     self.block(verb, value, inner);
                     steps = behind;
@@ -138,6 +139,13 @@ impl Player {
             "thread" => std::thread::scope(|scope| {
                 scope.spawn(|| self.play(inner));
             }),
+            "for" => {
+                let seconds = String::from_utf8_lossy(value).parse().unwrap();
+                let begin = std::time::Instant::now();
+                while begin.elapsed() < std::time::Duration::from_secs(seconds) {
+                    self.play(inner);
+                }
+            }
             _ => {
                 let times: u32 = String::from_utf8_lossy(value).parse().unwrap();
                 for _ in 0..times {
