@@ -272,12 +272,7 @@ impl Attribution {
         {
             let tenant = tenant.clone();
             let binder = tenant.binder.and_then(|binder| self.actor(&binder));
-            // Its state may have changed since.
-            let raw = record::Socket {
-                state: 0,
-                ..tenant.socket
-            };
-            let mut held = self.owned(&raw, None, binder, newcomer);
+            let mut held = self.owned(&tenant.socket, None, binder, newcomer);
             self.add_known(&tenant, &mut held);
             facts.holders = vec![held];
         }

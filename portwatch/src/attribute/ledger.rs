@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
-use portwatch_common::record::{Bind, Release, Socket, Task, task_flag};
+use portwatch_common::record::{Bind, Listen, Release, Socket, Task, task_flag};
 
 use super::lookup::Place;
 use crate::kernel::snapshot;
@@ -47,7 +47,7 @@ impl Place {
 /// A socket's time on a port.
 #[derive(Debug, Clone)]
 pub struct Tenure {
-    /// The socket, as it was bound.
+    /// The socket, as it was bound, or listened since.
     pub socket: Socket,
     /// Who bound it; nobody if that was before the trace.
     pub binder: Option<Task>,
@@ -104,6 +104,18 @@ impl Ledger {
             bound_at,
             released_at: None,
         });
+    }
+
+    /// A socket listens.
+    pub fn listens(&mut self, listen: &Listen) {
+        let place = Place::of(&listen.socket, listen.socket.local_port);
+        let tenures = place.and_then(|place| self.places.get_mut(&place));
+        let same = tenures.into_iter().flatten().rev().find(|tenure| {
+            tenure.released_at.is_none() && tenure.socket.address == listen.socket.address
+        });
+        if let Some(tenure) = same {
+            tenure.socket.state = listen.socket.state;
+        }
     }
 
     /// A socket has given its port back.

@@ -394,6 +394,7 @@ impl Attribution {
             socket.local = unix_address(path);
         }
         if listen.result == 0 {
+            self.ledger.listens(listen);
             if raw.local_port != 0 {
                 self.listeners.add(raw.address, raw.netns, raw.local_port);
             }

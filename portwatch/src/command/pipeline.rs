@@ -46,6 +46,9 @@ const ASK: Duration = lookup::LOOK;
 /// How long looking up rests between two rounds at most.
 const REST: Duration = Duration::from_millis(50);
 
+/// How many bytes of what was written are kept as room for the next.
+const KEPT: usize = 256 << 10;
+
 /// How long a reader of standard output may keep the end waiting.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 
@@ -469,11 +472,14 @@ struct Output {
 }
 
 impl Output {
-    /// Keeps the memory: the next batch is about as long.
+    /// Keeps the memory, as the next batch is about as long; but not that of many events which waited
+    /// for one.
     fn clear(&mut self) {
         self.events = 0;
         self.screen.clear();
+        self.screen.shrink_to(KEPT);
         self.file.clear();
+        self.file.shrink_to(KEPT);
         self.told.clear();
     }
 }

@@ -172,6 +172,17 @@ fn two_jobs_are_no_siblings() {
     assert_eq!(conflict(&scenario, 8080), expected);
 }
 
+/// Waits until what is started is younger than a process, as far as `/proc` tells.
+fn wait_for_the_next_tick(pid: u32) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let started: i64 = fields.split(' ').nth(20).unwrap().parse().unwrap();
+    let now = || nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+    while now().tv_sec() * 100 + now().tv_nsec() / 10_000_000 <= started {
+        std::thread::yield_now();
+    }
+}
+
 /// A session that ended but for one process of it.
 #[test]
 fn what_an_earlier_job_left() {
@@ -197,6 +208,7 @@ fn what_an_earlier_job_left() {
     let left: u32 = job.number();
     job.go();
     job.says("over");
+    wait_for_the_next_tick(left);
     let later = [
         "fork",
         "socket=tcp4",
