@@ -408,7 +408,7 @@ pub struct Lost {
     /// Where: `ring` (the ring buffer was full: the reader was too slow), `recursion` (a program
     /// was skipped while it ran already), `bound` (more bound sockets than portwatch can follow:
     /// their release will not be seen), `tree` (the job of `portwatch run` has more processes than it
-    /// can follow).
+    /// can follow), `lookup` (who has a port, or why, was not asked in time).
     #[serde(rename = "where")]
     pub place: Cow<'static, str>,
     /// How much of it by kind of record (`ring`) or by program (`recursion`).
@@ -423,10 +423,21 @@ pub struct End {
     pub counts: BTreeMap<Cow<'static, str>, u64>,
     /// How many of the binds and listens among them had failed.
     pub failed: u64,
+    /// How many of those were refused a port that nobody was found to have.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub without_holder: u64,
     /// How much was lost, by where.
     pub lost: BTreeMap<Cow<'static, str>, u64>,
     /// How long the stream was, in milliseconds.
     pub duration_ms: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands the field over so"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A transport protocol, in the words of `ss`.

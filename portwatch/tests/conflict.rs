@@ -30,7 +30,7 @@ fn listener(socket: Socket, processes: Vec<Actor>) -> Holder {
             },
             uid: Some(1000),
         },
-        ownership: Ownership::Verified,
+        ownership: Some(Ownership::Verified),
         bound_at: Some(Time(samples::NOON)),
         expires_in_ms: None,
         processes,
@@ -95,7 +95,7 @@ fn text_of_every_kind_of_holder() {
             },
             uid: None,
         },
-        ownership: Ownership::None,
+        ownership: Some(Ownership::None),
         bound_at: None,
         expires_in_ms: Some(41_000),
         processes: Vec::new(),
@@ -115,7 +115,7 @@ fn text_of_every_kind_of_holder() {
         )
     };
     let last_known = Holder {
-        ownership: Ownership::LastKnown,
+        ownership: Some(Ownership::LastKnown),
         ..listener(
             at.clone(),
             vec![samples::actor(7, "gone", samples::runner())],
@@ -130,7 +130,7 @@ fn text_of_every_kind_of_holder() {
             },
             uid: Some(0),
         },
-        ownership: Ownership::None,
+        ownership: Some(Ownership::None),
         ..listener(
             at.clone(),
             vec![samples::actor(9, "last", Process::default())],

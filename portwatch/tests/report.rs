@@ -131,7 +131,7 @@ fn holder(socket: Socket, process: Actor, bound_at: Option<Time>) -> Holder {
             },
             uid: Some(1001),
         },
-        ownership: Ownership::Verified,
+        ownership: Some(Ownership::Verified),
         bound_at,
         expires_in_ms: None,
         processes: vec![process],

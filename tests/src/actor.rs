@@ -40,6 +40,8 @@ impl Actor {
 
     /// Starts a command that is one.
     pub fn of(mut command: Command) -> Self {
+        // A job of its own, as from a shell.
+        command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = spawn(&mut command);
         let printed = Printed::of(child.stdout.take().unwrap());

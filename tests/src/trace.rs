@@ -292,8 +292,7 @@ pub fn check(lines: &[Value], losses_expected: bool) {
     assert_eq!(end["counts"], serde_json::json!(counts), "{end}");
     assert_eq!(end["failed"], failed, "{end}");
     assert_eq!(end["lost"], serde_json::json!(lost), "{end}");
-    assert!(
-        losses_expected || lost.is_empty(),
-        "something was lost: {end}"
-    );
+    // What was not looked up in time is missing from its event, which is there.
+    let whole = lost.keys().all(|place| *place == "lookup");
+    assert!(losses_expected || whole, "something was lost: {end}");
 }

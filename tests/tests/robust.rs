@@ -497,3 +497,104 @@ fn binds_whose_release_is_not_wanted_fill_nothing() {
     // The stream's end is checked: nothing lost.
     scenario.end(&[]);
 }
+
+/// Two processes take the same ports from each other as fast as they can, and nobody keeps one: each
+/// refusal has a holder, or says why not; how many had none is told at the end, and so is what could
+/// not be looked up in time.
+#[test]
+fn two_processes_that_fight_for_ports() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let netns = Netns::new();
+    let path = directory.path().join("events");
+    let (end, memory) = into_a_file(&path, &netns, || {
+        let one = ["socket=tcp4", "bind?=127.0.0.1:8080", "close"];
+        let two = ["socket=udp4", "bind?=127.0.0.1:8080", "close"];
+        let steps = [&["for=5"], &one[..], &two, &["end"]].concat();
+        let mut fighters = [(); 2].map(|()| Actor::start(&netns, &steps));
+        for fighter in &mut fighters {
+            fighter.go();
+        }
+        for fighter in &mut fighters {
+            fighter.finish();
+        }
+    });
+    println!("{memory} KiB: {end}");
+    let whole = read_lines(&path);
+    let refused = whole.iter().filter(|line| line["outcome"] == "failure");
+    let (mut refusals, mut without) = (0, 0);
+    for line in refused {
+        refusals += 1;
+        let conflict = &line["conflict"];
+        if conflict["cause"] == "unknown" {
+            without += 1;
+            let summary = conflict["summary"].as_str().unwrap();
+            let why = [
+                "whoever had it gave it back before it could be looked for",
+                "nobody could look for it in time",
+                "no socket that was found on port 8080 is in the way",
+            ];
+            assert!(why.iter().any(|why| summary.contains(why)), "{line}");
+        } else {
+            assert!(conflict["holders"][0]["socket"].is_object(), "{line}");
+        }
+    }
+    println!("{refusals} refusals, {without} without a holder");
+    assert_eq!(end["failed"], refusals, "{end}");
+    assert_eq!(
+        end["without_holder"].as_u64().unwrap_or(0),
+        without,
+        "{end}"
+    );
+    assert!(refusals > 0, "{end}");
+    let lost = end["lost"].as_object().unwrap();
+    assert!(
+        lost.keys()
+            .all(|place| place == "lookup" || place == "ring"),
+        "{end}"
+    );
+    assert!(memory < 64 << 10, "{memory} KiB");
+}
+
+/// A listener that everybody wants: each refusal names its process, and asking for it again and again
+/// costs no memory.
+#[test]
+fn a_storm_of_refusals() {
+    const REFUSALS: u32 = 3_000;
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let netns = Netns::new();
+    let path = directory.path().join("events");
+    let listen = [
+        "socket=tcp4",
+        "bind=127.0.0.1:8080",
+        "listen",
+        "say=listening",
+        "stay",
+    ];
+    let mut holder = Actor::start(&netns, &listen);
+    let (end, memory) = into_a_file(&path, &netns, || {
+        holder.go();
+        holder.says("listening");
+        netns.run(|| {
+            for _ in 0..REFUSALS {
+                Socket::tcp4().bind("127.0.0.1:8080").unwrap_err();
+            }
+        });
+    });
+    println!("{memory} KiB: {end}");
+    assert_eq!(end["failed"], REFUSALS, "{end}");
+    let lost = end["lost"].as_object().unwrap();
+    assert!(lost.keys().all(|place| place == "lookup"), "{end}");
+    assert!(memory < 48 << 10, "{memory} KiB");
+    for line in read_lines(&path) {
+        if line["outcome"] == "failure" {
+            let told = &line["conflict"]["holders"][0];
+            assert_eq!(line["conflict"]["cause"], "listener", "{line}");
+            // Where nobody else may run, the process was not asked for in time, and that is told.
+            let verified = told["ownership"] == "verified";
+            assert!(verified || !lost.is_empty(), "{line}");
+            assert_eq!(told["processes"][0]["pid"], holder.pid(), "{line}");
+        }
+    }
+}

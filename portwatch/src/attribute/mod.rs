@@ -1,40 +1,48 @@
 //! From records to events: who did it, in which container, and what a
 //! sequence of records means.
 
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
-use portwatch_common::record::{self, Requested, kind, socket_flag};
+use portwatch_common::record::{self, kind, socket_flag};
 
-use self::conflict::{AskOwners, Conflicts};
+use self::conflict::Conflicts;
 use self::container::Containers;
+pub use self::convert::socket;
+use self::convert::{family, requested_address, rewritten_address, same, unix_address};
+use self::ledger::Ledger;
+use self::lookup::{Answer, Ask, Lookups};
 use self::order::Order;
 use self::process::{Found, Key, Processes};
+use self::refusal::Refusal;
 use self::timewait::{Change, Timewaits};
-use crate::diagnose;
-use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Origin};
 use crate::event::{
-    AbstractText, Actor, Address, Bind, Body, Conflict, Event, Family, HeldSocket, Holder, Listen,
-    Lost, Options, Outcome, Ownership, PathText, Phase, Release, Result, Socket, State, Timewait,
-    Transport, text,
+    Actor, Bind, Body, Event, Family, Listen, Lost, Outcome, Phase, Release, Result, State,
+    Timewait, Transport,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
 use crate::kernel::losses::Losses;
-use crate::kernel::snapshot;
 use crate::kernel::stream::Batch;
+use crate::kernel::{netns, snapshot};
 
 pub mod cgroup;
 pub mod conflict;
 pub mod container;
+mod convert;
+mod explain;
+mod ledger;
+pub mod looker;
+pub mod lookup;
 pub mod order;
 pub mod process;
+mod refusal;
+pub mod standing;
 pub mod timewait;
-
-const TCP_TIME_WAIT: u8 = 6;
+mod unit;
 
 /// How long a reading of the clocks is good for.
 const CLOCK_FRESH: std::time::Duration = std::time::Duration::from_secs(1);
@@ -47,7 +55,17 @@ pub struct Attribution {
     containers: Containers,
     timewaits: Timewaits,
     listeners: Listeners,
+    ledger: Ledger,
     conflicts: Conflicts,
+    lookups: Lookups,
+    /// The refusal that is told next: its thread and time.
+    next: (u32, u64),
+    /// The stream is complete up to here, as far as it has come.
+    complete_until: u64,
+    /// Whether all binds and releases are seen, whatever the filters.
+    sees_all: bool,
+    /// Inode number of the host's own network namespace.
+    host_netns: Option<u32>,
     losses: Losses,
     undecoded: u64,
     clock: Clock,
@@ -88,10 +106,31 @@ impl Listeners {
     }
 }
 
+/// What has arrived that concerns refusals.
+#[derive(Debug, Default)]
+struct Arrived {
+    refusals: Vec<Refusal>,
+    holders: Vec<record::Holder>,
+    lines: HashMap<Key, Vec<Key>>,
+}
+
+impl Arrived {
+    fn take(&mut self, record: &Record) {
+        match record {
+            Record::Holder(holder) => self.holders.push(*holder),
+            Record::Process(identity) => {
+                let key = Key::of(&identity.task);
+                self.lines.insert(key, process::line(identity));
+            }
+            record => self.refusals.extend(Refusal::of(record)),
+        }
+    }
+}
+
 impl Attribution {
-    /// Begins with what existed before.
+    /// Begins with what existed before. `ask` takes what has to be looked up.
     #[must_use]
-    pub fn new(held: &[snapshot::Held], ask_owners: AskOwners) -> Self {
+    pub fn new(held: &[snapshot::Held], ask: Ask) -> Self {
         let mut listeners = Listeners::default();
         for held in held.iter().filter(|held| held.listening) {
             if let Some(address) = held.address {
@@ -100,11 +139,17 @@ impl Attribution {
         }
         Self {
             order: Order::default(),
+            complete_until: 0,
             processes: Processes::default(),
             containers: Containers::new("/".as_ref()),
             timewaits: Timewaits::default(),
             listeners,
-            conflicts: Conflicts::new(ask_owners),
+            ledger: Ledger::new(held),
+            conflicts: Conflicts::default(),
+            lookups: Lookups::new(ask),
+            next: (0, 0),
+            sees_all: false,
+            host_netns: netns::of(Path::new("/proc"), "1"),
             // What was lost since the hooks are in place is lost to the stream.
             losses: Losses::default(),
             undecoded: 0,
@@ -115,6 +160,11 @@ impl Attribution {
             forgotten: Vec::new(),
             asked: 0,
         }
+    }
+
+    /// No filter keeps binds and releases from being seen.
+    pub fn sees_all(&mut self) {
+        self.sees_all = true;
     }
 
     /// What `/proc` told of processes that were there before.
@@ -129,28 +179,49 @@ impl Attribution {
             self.clock_read = Instant::now();
         }
         let undecoded = &mut self.undecoded;
-        let mut holders = HashSet::new();
+        let mut arrived = Arrived::default();
         self.order.add(batch.records().filter_map(|record| {
             *undecoded += u64::from(record.is_err());
-            if let Ok(Record::Holder(holder)) = &record
-                && Conflicts::is_owned(holder)
-            {
-                holders.insert(holder.socket.address);
-            }
-            record.ok()
+            let record = record.ok()?;
+            arrived.take(&record);
+            Some(record)
         }));
-        if !holders.is_empty() {
-            self.conflicts.ask(&holders);
-        }
-        self.ready(batch.complete_until, &mut emit);
+        self.ask_for(&arrived);
+        self.complete_until = batch.complete_until;
+        self.look(&mut emit);
         if let Some(losses) = &batch.losses {
             self.lost(losses, &mut emit);
         }
     }
 
+    /// Answers have come; the events that are complete by now go to `emit`.
+    pub fn answered(&mut self, answers: Vec<Answer>, mut emit: impl FnMut(&Event)) {
+        self.lookups.answered(answers, Instant::now());
+        self.look(&mut emit);
+    }
+
+    /// Looks whether something need not be waited for any more: see [`lookup::LOOK`].
+    pub fn look(&mut self, emit: &mut impl FnMut(&Event)) {
+        self.lookups.expire(Instant::now());
+        self.ready(self.complete_until, emit);
+    }
+
+    /// Whether answers are waited for.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.lookups.are_open()
+    }
+
     /// The stream has ended: everything goes to `emit`.
     pub fn finish(&mut self, mut emit: impl FnMut(&Event)) {
+        self.complete_until = u64::MAX;
         self.ready(u64::MAX, &mut emit);
+        self.tell_limited(&mut emit);
+    }
+
+    /// Nothing comes behind what is here.
+    pub fn nothing_comes_behind(&mut self) {
+        self.complete_until = u64::MAX;
     }
 
     /// Processes that had to be forgotten: the kernel side must send them again.
@@ -159,7 +230,15 @@ impl Attribution {
     }
 
     fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
-        while let Some(record) = self.order.next(complete_until) {
+        while let Some(record) = self.order.peek(complete_until) {
+            if let Some(refusal) = Refusal::of(record)
+                && self.has_to_wait(&refusal)
+            {
+                break;
+            }
+            let Some(record) = self.order.next(complete_until) else {
+                break;
+            };
             let time = self.clock.at_monotonic(record.time());
             if let Record::Timewait(timewait) = &record {
                 for timewait in self.timewait(timewait) {
@@ -204,6 +283,53 @@ impl Attribution {
         }
     }
 
+    /// Asks for what the refusals among what has arrived need.
+    fn ask_for(&mut self, arrived: &Arrived) {
+        if arrived.refusals.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for refusal in &arrived.refusals {
+            let tid = refusal.task.tid;
+            let key = Key::of(&refusal.task);
+            let holders = arrived.holders.iter().filter(|holder| holder.tid == tid);
+            let holders = self.conflicts.of(tid).iter().chain(holders);
+            let line = match arrived.lines.get(&key) {
+                Some(line) => line,
+                None => self.processes.line(key),
+            };
+            let above = |socket: &record::Socket| self.above(socket).map(|above| above.socket);
+            for question in refusal.questions(holders, line, above) {
+                self.lookups.want(question, now);
+            }
+        }
+        self.lookups.send();
+    }
+
+    /// Whether a refusal, the next one to be told, waits for an answer. What could not be known to be
+    /// needed when it arrived is asked for now, once, and only if it has not waited long already:
+    /// otherwise in a storm one would wait behind the other.
+    fn has_to_wait(&mut self, refusal: &Refusal) -> bool {
+        let tid = refusal.task.tid;
+        let above = |socket: &record::Socket| self.above(socket).map(|above| above.socket);
+        let line = self.processes.line(Key::of(&refusal.task));
+        let questions = refusal.questions(self.conflicts.of(tid).iter(), line, above);
+        let is_new = self.next != (tid, refusal.time);
+        self.next = (tid, refusal.time);
+        let since = clock::monotonic().saturating_sub(refusal.time);
+        let is_new = is_new && u128::from(since) < lookup::LATE.as_nanos();
+        let mut waits = false;
+        for question in questions {
+            if is_new && self.lookups.get(&question.subject).is_none() {
+                waits |= self.lookups.want(question, Instant::now());
+            } else {
+                waits |= self.lookups.is_open(&question.subject);
+            }
+        }
+        self.lookups.send();
+        waits
+    }
+
     fn forget(&mut self, key: Option<Key>) {
         self.forgotten.extend(key.map(|key| key.tgid));
     }
@@ -244,17 +370,12 @@ impl Attribution {
         }
         socket.state = None;
         let process = self.actor(&bind.task);
+        if bind.result == 0 {
+            self.ledger.bound(bind);
+        }
         let conflict = (bind.result < 0 && !autobind).then(|| {
-            let mut facts = Facts::new(
-                Call::Bind,
-                bind.result.saturating_neg(),
-                self.clock.at_monotonic(bind.header.time),
-                socket.clone(),
-            );
-            if bind.result == -libc::EINVAL && bind.socket.local_port != 0 {
-                facts.already = address(&bind.socket);
-            }
-            self.conflict(facts, &bind.task, process.as_ref())
+            let refusal = Refusal::bind(bind, path);
+            self.explain(&refusal, socket.clone(), process.as_ref())
         });
         Bind {
             result: result(bind.result),
@@ -273,6 +394,7 @@ impl Attribution {
             socket.local = unix_address(path);
         }
         if listen.result == 0 {
+            self.ledger.listens(listen);
             if raw.local_port != 0 {
                 self.listeners.add(raw.address, raw.netns, raw.local_port);
             }
@@ -281,13 +403,8 @@ impl Attribution {
         }
         let process = self.actor(&listen.task);
         let conflict = (listen.result < 0).then(|| {
-            let facts = Facts::new(
-                Call::Listen,
-                listen.result.saturating_neg(),
-                self.clock.at_monotonic(listen.header.time),
-                socket.clone(),
-            );
-            self.conflict(facts, &listen.task, process.as_ref())
+            let refusal = Refusal::listen(listen, path);
+            self.explain(&refusal, socket.clone(), process.as_ref())
         });
         Listen {
             result: result(listen.result),
@@ -298,77 +415,9 @@ impl Attribution {
         }
     }
 
-    /// Why a bind or listen of a task was refused.
-    fn conflict(
-        &mut self,
-        mut facts: Facts,
-        task: &record::Task,
-        process: Option<&Actor>,
-    ) -> Conflict {
-        let found = self.conflicts.take(task.tid);
-        facts.uid = Some(task.uid);
-        facts.process = process.cloned();
-        facts.host_netns = self.conflicts.host_netns();
-        facts.sysctls = self.conflicts.sysctls(facts.socket.netns);
-        if facts.errno == libc::EACCES {
-            facts.may_bind_low = process::may_bind_low(&self.proc, Key::of(task));
-        }
-        facts.evidence = conflict::evidence_of(&found);
-        facts.holders = found.iter().map(|found| self.held(found)).collect();
-        diagnose::diagnose(&facts)
-    }
-
-    /// A holder with its processes.
-    fn held(&mut self, found: &conflict::Found) -> Held {
-        let record = &found.record;
-        let timewait = record.socket.state == TCP_TIME_WAIT;
-        let binder = conflict::has_binder(record)
-            .then(|| self.actor(&record.binder))
-            .flatten();
-        let owners: Vec<_> = (found.owners.iter().flatten())
-            .filter_map(|task| self.actor(task))
-            .collect();
-        let (ownership, processes) = if !owners.is_empty() {
-            (Ownership::Verified, owners)
-        } else {
-            let last = if timewait {
-                self.timewaits.closer(&record.socket)
-            } else {
-                binder.clone()
-            };
-            match last {
-                Some(last) => (Ownership::LastKnown, vec![last]),
-                None => (Ownership::None, Vec::new()),
-            }
-        };
-        let held = socket(&record.socket, &[0; 16]);
-        let publishes = self.containers.publishes(&held, &processes, Instant::now());
-        let holder = Holder {
-            socket: HeldSocket {
-                socket: held,
-                uid: (!timewait).then_some(record.uid),
-            },
-            ownership,
-            bound_at: (record.bound_at != 0).then(|| self.clock.at_monotonic(record.bound_at)),
-            expires_in_ms: timewait
-                .then(|| milliseconds(record.expires_in.saturating_mul(self.jiffy))),
-            processes,
-            publishes,
-        };
-        let mut held = Held::from(holder);
-        if record.socket.flags & socket_flag::KERNEL != 0 {
-            held.kernel = Some(KernelSocket::default());
-        }
-        if record.autobound != 0 {
-            held.origin = Some(Origin::Autobound);
-        } else {
-            held.binder = binder;
-        }
-        held
-    }
-
     fn release(&mut self, release: &record::Release) -> Release {
         self.listeners.remove(release.socket.address);
+        self.ledger.released(release);
         let binder = Key {
             tgid: release.binder_tgid,
             start: release.binder_start,
@@ -458,7 +507,23 @@ impl Attribution {
         changes.collect()
     }
 
+    /// Tells what was not looked up, for want of time.
+    fn tell_limited(&mut self, emit: &mut impl FnMut(&Event)) {
+        let count = self.lookups.limited();
+        if count != 0 {
+            emit(&Event {
+                time: self.clock.at_monotonic(clock::monotonic()),
+                body: Body::Lost(Lost {
+                    count,
+                    place: "lookup".into(),
+                    of: Default::default(),
+                }),
+            });
+        }
+    }
+
     fn lost(&mut self, losses: &Losses, emit: &mut impl FnMut(&Event)) {
+        self.tell_limited(emit);
         let new = losses.since(&self.losses);
         self.losses.clone_from(losses);
         let time = self.clock.at_monotonic(clock::monotonic());
@@ -518,159 +583,5 @@ fn result(result: i32) -> Result {
         outcome: Outcome::Failure,
         error: name,
         errno: Some(errno),
-    }
-}
-
-fn family(raw: u16) -> Option<Family> {
-    match i32::from(raw) {
-        libc::AF_INET => Some(Family::Ipv4),
-        libc::AF_INET6 => Some(Family::Ipv6),
-        libc::AF_UNIX => Some(Family::Unix),
-        _ => None,
-    }
-}
-
-fn transport(socket: &record::Socket) -> Transport {
-    let kind = i32::from(socket.sock_type);
-    if i32::from(socket.family) == libc::AF_UNIX {
-        return match kind {
-            libc::SOCK_STREAM => Transport::Stream,
-            libc::SOCK_SEQPACKET => Transport::Seqpacket,
-            _ => Transport::Dgram,
-        };
-    }
-    if kind == libc::SOCK_RAW {
-        return Transport::Raw;
-    }
-    match i32::from(socket.protocol) {
-        libc::IPPROTO_TCP => Transport::Tcp,
-        libc::IPPROTO_UDP => Transport::Udp,
-        libc::IPPROTO_MPTCP => Transport::Mptcp,
-        libc::IPPROTO_SCTP => Transport::Sctp,
-        libc::IPPROTO_DCCP => Transport::Dccp,
-        libc::IPPROTO_UDPLITE => Transport::Udplite,
-        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => Transport::Icmp,
-        // IPPROTO_SMC, include/uapi/linux/in.h
-        256 => Transport::Smc,
-        _ => Transport::Other(socket.protocol),
-    }
-}
-
-/// enum in include/net/tcp_states.h.
-fn state(socket: &record::Socket) -> Option<State> {
-    Some(match socket.state {
-        1 => State::Established,
-        2 => State::SynSent,
-        3 | 12 => State::SynRecv,
-        4 => State::FinWait1,
-        5 => State::FinWait2,
-        6 => State::TimeWait,
-        7 if socket.local_port != 0 => State::Bound,
-        7 => State::Close,
-        8 => State::CloseWait,
-        9 => State::LastAck,
-        10 => State::Listen,
-        11 => State::Closing,
-        _ => return None,
-    })
-}
-
-/// A socket of a record, with the name of the interface it is bound to, NUL-terminated.
-#[must_use]
-pub fn socket(raw: &record::Socket, device: &[u8]) -> Socket {
-    let family = family(raw.family);
-    let nonzero = |number: u64| (number != 0).then_some(number);
-    let inet = |address: [u8; 16], port| match family {
-        Some(Family::Ipv4) => {
-            let [a, b, c, d, ..] = address;
-            Some(Address::v4([a, b, c, d], port))
-        }
-        Some(Family::Ipv6) => Some(Address::v6(address, port, 0)),
-        _ => None,
-    };
-    Socket {
-        // The descriptor was no socket where there is neither.
-        transport: (raw.address != 0 || raw.sock_type != 0).then(|| transport(raw)),
-        family,
-        local: inet(raw.local, raw.local_port),
-        remote: (raw.remote_port != 0)
-            .then(|| inet(raw.remote, raw.remote_port))
-            .flatten(),
-        state: state(raw),
-        options: Options(raw.options),
-        bound_device: (device.first() != Some(&0)).then(|| process::comm(device).0),
-        netns: nonzero(raw.netns.into()).map(|_| raw.netns),
-        cookie: nonzero(raw.cookie),
-        inode: nonzero(raw.inode),
-        kernel: raw.flags & socket_flag::KERNEL != 0,
-    }
-}
-
-/// The address a caller gave, as far as it could be read and is of a family we know.
-fn requested_address(requested: &Requested, path: &[u8]) -> Option<Address> {
-    let [a, b, c, d, ..] = requested.address;
-    match i32::from(requested.family) {
-        libc::AF_INET if requested.read >= 8 => Some(Address::v4([a, b, c, d], requested.port)),
-        libc::AF_INET6 if requested.read >= 24 => Some(Address::v6(
-            requested.address,
-            requested.port,
-            requested.scope,
-        )),
-        libc::AF_UNIX => unix_address(path),
-        _ => None,
-    }
-}
-
-/// The address a socket has.
-fn address(raw: &record::Socket) -> Option<Address> {
-    socket(raw, &[0; 16]).local
-}
-
-/// The address that a cgroup program put in place of the one asked for.
-fn rewritten_address(bind: &record::Bind) -> Option<Address> {
-    let rewritten = &bind.rewritten;
-    if rewritten.is == 0 {
-        return None;
-    }
-    let [a, b, c, d, ..] = rewritten.address;
-    match i32::from(bind.requested.family) {
-        libc::AF_INET => Some(Address::v4([a, b, c, d], rewritten.port)),
-        libc::AF_INET6 => Some(Address::v6(rewritten.address, rewritten.port, 0)),
-        _ => None,
-    }
-}
-
-/// The name of an AF_UNIX socket (unix(7)): a path up to a NUL, an abstract name behind one, or none.
-fn unix_address(path: &[u8]) -> Option<Address> {
-    match path {
-        [] => Some(Address::Unnamed { unnamed: true }),
-        [0, name @ ..] => {
-            let (name, name_hex) = text(name);
-            Some(Address::Abstract {
-                name: AbstractText { name, name_hex },
-            })
-        }
-        path => {
-            let end = path.iter().position(|byte| *byte == 0);
-            let (path, path_hex) = text(&path[..end.unwrap_or(path.len())]);
-            Some(Address::Path {
-                path: PathText { path, path_hex },
-            })
-        }
-    }
-}
-
-/// Whether a socket got what was asked for. The scope is not told by the socket.
-fn same(got: &Option<Address>, asked: &Option<Address>, ignore_port: bool) -> bool {
-    match (got, asked) {
-        (
-            Some(Address::Inet { address, port, .. }),
-            Some(Address::Inet {
-                address: asked_address,
-                port: asked_port,
-                ..
-            }),
-        ) => address == asked_address && (ignore_port || port == asked_port),
-        _ => got == asked,
     }
 }

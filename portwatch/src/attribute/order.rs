@@ -45,15 +45,26 @@ impl Order {
     /// complete until `complete_until` (CLOCK_MONOTONIC, ns). One that waits for an expiry waits
     /// until that has come too, for [`EXPIRY`] at most.
     pub fn next(&mut self, complete_until: u64) -> Option<Record> {
+        self.peek(complete_until)?;
+        self.waiting.pop_front()
+    }
+
+    /// The same without taking it.
+    pub fn peek(&self, complete_until: u64) -> Option<&Record> {
         let earliest = self.waiting.front()?;
         let within = match earliest {
             Record::Timewait(timewait) if self.lacks_expiry(timewait) => EXPIRY,
             _ => SLACK,
         };
-        if earliest.time().saturating_add(within) > complete_until {
-            return None;
-        }
-        self.waiting.pop_front()
+        (earliest.time().saturating_add(within) <= complete_until).then_some(earliest)
+    }
+
+    /// Whether the socket with this address in the kernel gives its port back in one of the records
+    /// that wait.
+    pub fn releases(&self, address: u64) -> bool {
+        self.waiting.iter().any(
+            |record| matches!(record, Record::Release(release) if release.socket.address == address),
+        )
     }
 
     fn lacks_expiry(&self, timewait: &Timewait) -> bool {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lru::LruCache;
-use portwatch_common::record::{Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
+use portwatch_common::record::{ANCESTORS, Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
 
 use super::cgroup::{self, ContainerRef};
 use crate::event::{Actor, Ancestor, Membership, Process, Text, text};
@@ -20,7 +20,7 @@ const LIVE: usize = 4096;
 const REAPED: usize = 2048;
 
 /// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
-const TICK: u64 = 10_000_000;
+pub const TICK: u64 = 10_000_000;
 
 /// A process's name for all time: `tgid` and `start_boottime`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,6 +40,12 @@ impl Key {
             start: task.start,
         }
     }
+
+    /// Whether it is the same, as far as `/proc` tells: no pid is another's within a tick.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.tgid == other.tgid && self.start / TICK == other.start / TICK
+    }
 }
 
 /// What is known of a process.
@@ -47,6 +53,8 @@ impl Key {
 struct Known {
     process: Arc<Process>,
     container: Option<ContainerRef>,
+    /// Its ancestors, the nearest first.
+    line: Vec<Key>,
     comm: (Text, Option<String>),
     uid: u32,
     gid: u32,
@@ -89,19 +97,6 @@ impl Default for Processes {
             found: HashMap::new(),
         }
     }
-}
-
-/// Whether a process that still lives may bind low ports: it has CAP_NET_BIND_SERVICE (effective,
-/// number 10 in include/uapi/linux/capability.h). That this counts in the user namespace of its
-/// network is not looked at, but for lacking it.
-pub fn may_bind_low(proc: &Path, key: Key) -> Option<bool> {
-    const CAP_NET_BIND_SERVICE: u32 = 10;
-    let pid = i32::try_from(key.tgid).ok()?;
-    let process = procfs::process::Process::new_with_root(proc.join(pid.to_string())).ok()?;
-    let status = process.status().ok()?;
-    let may = status.capeff >> CAP_NET_BIND_SERVICE & 1 == 1;
-    // One that has it and was refused all the same lacks it in another user namespace.
-    (!may).then_some(false)
 }
 
 impl Processes {
@@ -162,7 +157,9 @@ impl Processes {
                 comm_hex,
             },
         );
-        process.ancestors.truncate(16);
+        process.ancestors.truncate(ANCESTORS);
+        known.line.insert(0, parent);
+        known.line.truncate(ANCESTORS);
         self.insert(child, known)
     }
 
@@ -195,6 +192,23 @@ impl Processes {
     pub fn found(&mut self, found: Vec<Found>) {
         self.found
             .extend(found.into_iter().map(|found| (found.tgid, found)));
+    }
+
+    /// The ancestors of a process, the nearest first, as far as they are known.
+    #[must_use]
+    pub fn line(&self, key: Key) -> &[Key] {
+        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
+        let known = known.or_else(|| self.found_as(key));
+        known.map_or(&[], |known| &known.line)
+    }
+
+    /// Whether the parent of a process is known to be of this name.
+    #[must_use]
+    pub fn is_child_of(&self, key: Key, comm: &str) -> bool {
+        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
+        let known = known.or_else(|| self.found_as(key));
+        let parent = known.and_then(|known| known.process.ancestors.first());
+        parent.is_some_and(|parent| &*parent.comm == comm)
     }
 
     fn found_as(&self, key: Key) -> Option<&Known> {
@@ -318,10 +332,22 @@ fn known(identity: &Identity) -> Known {
     Known {
         process: Arc::new(process),
         container,
+        line: line(identity),
         comm: comm(&identity.task.comm),
         uid: identity.task.uid,
         gid: identity.task.gid,
     }
+}
+
+/// The ancestors of a process that has said who it is.
+pub fn line(identity: &Identity) -> Vec<Key> {
+    let ancestors = identity.ancestors.iter();
+    ancestors
+        .map(|raw| Key {
+            tgid: raw.tgid,
+            start: raw.start,
+        })
+        .collect()
 }
 
 fn nonzero(number: u32) -> Option<u32> {
@@ -402,7 +428,8 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
         process.pidns = number("pid");
         process.mntns = number("mnt");
     }
-    process.ancestors = ancestors_from_proc(root, stat.ppid);
+    let line;
+    (process.ancestors, line) = ancestors_from_proc(root, stat.ppid);
     let (v2, v1) = cgroups_from_proc(&directory);
     let container = set_cgroup(&mut process, &v2, &v1);
     Some(Found {
@@ -411,6 +438,7 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
         known: Known {
             process: Arc::new(process),
             container,
+            line,
             comm: text(stat.comm.as_bytes()),
             uid: status.euid,
             gid: status.egid,
@@ -460,10 +488,10 @@ pub fn membership(flags: u32) -> Option<Membership> {
     (flags & task_flag::IN_TREE != 0).then_some(Membership::Descendant)
 }
 
-fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {
-    let mut ancestors = Vec::new();
+fn ancestors_from_proc(root: &Path, parent: i32) -> (Vec<Ancestor>, Vec<Key>) {
+    let (mut ancestors, mut line) = (Vec::new(), Vec::new());
     let mut pid = parent;
-    while pid > 0 && ancestors.len() < portwatch_common::record::ANCESTORS {
+    while pid > 0 && ancestors.len() < ANCESTORS {
         let directory = root.join(pid.to_string());
         let Some(stat) = procfs::process::Process::new_with_root(directory)
             .ok()
@@ -477,9 +505,13 @@ fn ancestors_from_proc(root: &Path, parent: i32) -> Vec<Ancestor> {
             comm,
             comm_hex,
         });
+        line.push(Key {
+            tgid: pid.unsigned_abs(),
+            start: stat.starttime * TICK,
+        });
         pid = stat.ppid;
     }
-    ancestors
+    (ancestors, line)
 }
 
 /// The container of a process, by its folder in `/proc`.

@@ -106,7 +106,12 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
     for owned in &sockets.sockets {
         if is_listed(owned, scope) {
             let seen = sockets.namespaces.get(&owned.socket.netns);
-            let row = listed(owned, seen, sockets.complete, &mut actors);
+            let row = listed(
+                owned,
+                seen,
+                sockets.is_complete(owned.socket.netns),
+                &mut actors,
+            );
             // Their numbers are a protocol and an identifier, not ports.
             let transport = &row.socket.socket.transport;
             if !matches!(transport, Some(Transport::Raw | Transport::Icmp)) {

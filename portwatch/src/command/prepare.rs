@@ -11,7 +11,7 @@ use aya::maps::{MapData, RingBuf};
 use portwatch_common::map::filter as bit;
 
 use super::options::KernelOptions;
-use crate::attribute::conflict::sysctls;
+use crate::attribute::looker::sysctls;
 use crate::attribute::process::{self, Found};
 use crate::event::{Body, Event, Missing, Start, Step};
 use crate::filter::{Filter, Kind};

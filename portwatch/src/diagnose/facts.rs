@@ -107,6 +107,22 @@ pub struct Held {
     pub exiting: bool,
     /// The systemd socket unit it is of.
     pub socket_unit: Option<Text>,
+    /// What its process has to do with the newcomer's.
+    pub tie: Option<Tie>,
+    /// SO_REUSEADDR and SO_REUSEPORT of it are not known.
+    pub options_unknown: bool,
+}
+
+/// What a holder's process has to do with the newcomer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tie {
+    /// Both are of one job: one of them started the other, or they run one program.
+    Sibling,
+    /// It was left over before the newcomer's job was started.
+    LeftOver {
+        /// When the job was started.
+        job_started_at: Time,
+    },
 }
 
 impl From<Holder> for Held {
@@ -118,6 +134,8 @@ impl From<Holder> for Held {
             binder: None,
             exiting: false,
             socket_unit: None,
+            tie: None,
+            options_unknown: false,
         }
     }
 }
@@ -192,7 +210,7 @@ impl Sysctls {
     }
 }
 
-/// A port that was bound by asking for any, and given back.
+/// A port that was bound by asking for any, and given back, by the newcomer's process or one of its job.
 #[derive(Debug, Clone)]
 pub struct Probe {
     /// Who did it.
@@ -217,6 +235,6 @@ pub struct RangeUse {
     pub used: u32,
     /// Of those, how many wait in TIME_WAIT.
     pub timewait: u32,
-    /// The process that has the most, and how many.
-    pub most: Option<(Actor, u32)>,
+    /// The processes that have the most, and how many each.
+    pub most: Vec<(Actor, u32)>,
 }

@@ -5,7 +5,7 @@
 //! systemd), then what the process itself is or did, then how options and addresses meet, and at
 //! last that somebody simply serves the port.
 
-use super::facts::{Call, Facts, Held, Origin, PathState};
+use super::facts::{Call, Facts, Held, Origin, PathState, Tie};
 use super::rules::{Conflict, Endpoint, Overlap, Reuseport, Search, verdict};
 use crate::event::{
     Actor, Address, Ancestor, Cause, Evidence, Family, Ownership, State, Transport,
@@ -20,6 +20,9 @@ pub(super) struct Judgement<'a> {
     /// What the rules say of the two.
     pub(super) conflict: Option<Conflict>,
 }
+
+/// Nanoseconds of a tick of `/proc/PID/stat`.
+const TICK: u64 = 10_000_000;
 
 /// Programs that hold ports of the host for a container.
 const PROXIES: [&str; 8] = [
@@ -40,6 +43,9 @@ pub(super) fn judge(facts: &Facts) -> Judgement<'_> {
         conflict: None,
     };
     match facts.errno {
+        libc::EADDRINUSE | libc::EACCES | libc::EPERM if facts.reached_kernel == Some(false) => {
+            alone(Cause::SyscallFiltered)
+        }
         libc::EADDRINUSE => in_use(facts).unwrap_or_else(|| alone(Cause::Unknown)),
         // A path that may not be written to is refused with EACCES too.
         libc::EACCES | libc::EPERM if is_unix(facts) => alone(Cause::Unknown),
@@ -75,9 +81,6 @@ fn in_use(facts: &Facts) -> Option<Judgement<'_>> {
         held,
         conflict: None,
     };
-    if facts.reached_kernel == Some(false) {
-        return Some(about(Cause::SyscallFiltered, None));
-    }
     match &facts.socket.local {
         Some(Address::Path { .. }) => {
             // Whoever has the socket of a path that is left over has bound another there.
@@ -165,6 +168,10 @@ fn by_holder(facts: &Facts, held: &Held, conflict: Option<Conflict>) -> Cause {
         return Cause::KernelSocket;
     }
     if state(held) == Some(State::TimeWait) {
+        // A newcomer with it would not have been refused by one that had it.
+        if held.options_unknown && !facts.socket.options.has_reuseaddr() {
+            return Cause::Unknown;
+        }
         let reuse = held.holder.socket.socket.options.has_reuseaddr();
         return if reuse {
             Cause::TimeWait
@@ -189,13 +196,14 @@ fn by_holder(facts: &Facts, held: &Held, conflict: Option<Conflict>) -> Cause {
     {
         return cause;
     }
-    if held.holder.ownership == Ownership::None {
+    if held.holder.ownership == Some(Ownership::None) {
         return Cause::NoProcess;
     }
     if facts.call == Call::Listen && listens {
         return Cause::ListenConflict;
     }
     match conflict.map(|conflict| conflict.reuseport) {
+        _ if held.options_unknown => {}
         Some(Reuseport::OtherUser) => return Cause::ReuseportUid,
         Some(Reuseport::NewcomerOnly | Reuseport::HolderOnly) => return Cause::ReuseportOneSided,
         _ => {}
@@ -279,27 +287,39 @@ fn is_systemd(actor: &Actor) -> bool {
     &*actor.comm == "systemd"
 }
 
-/// The port was found free before, and somebody bound it since.
+/// The port was found free before, and somebody bound it since. When a connection got it is not known:
+/// but while it had it, nobody who asked for any port would have been given this one.
 fn lost_race(facts: &Facts, held: &Held) -> bool {
-    facts.probe.as_ref().is_some_and(|probe| {
-        held.holder
-            .bound_at
-            .is_none_or(|bound_at| bound_at >= probe.released_at)
-    })
+    facts
+        .probe
+        .as_ref()
+        .is_some_and(|probe| match held.holder.bound_at {
+            Some(bound_at) => bound_at >= probe.released_at,
+            None => held.origin == Some(Origin::Autobound),
+        })
 }
 
 fn is_inherited(held: &Held) -> bool {
     let Some(binder) = &held.binder else {
         return false;
     };
-    let same = |actor: &Actor| actor.pid == binder.pid && actor.start_time == binder.start_time;
-    held.holder.ownership == Ownership::Verified
+    // No pid is another process's within a tick, which is as near as /proc tells a start.
+    let same = |actor: &Actor| {
+        let apart = actor.start_time.0.abs_diff(binder.start_time.0);
+        actor.pid == binder.pid && apart < TICK
+    };
+    held.holder.ownership == Some(Ownership::Verified)
         && !held.holder.processes.is_empty()
         && !is_held_by(held, same)
 }
 
 /// What the job explains: a worker beside this one, or what an earlier job left over.
 fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
+    match held.tie {
+        Some(Tie::Sibling) => return Some(Cause::Sibling),
+        Some(Tie::LeftOver { .. }) if !is_service(facts, held) => return Some(Cause::StaleJob),
+        _ => {}
+    }
     let (job, newcomer) = (facts.job.as_ref()?, facts.process.as_ref()?);
     let of_job = |actor: &Actor| {
         actor.pid == job.pid
@@ -318,15 +338,18 @@ fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
         let parent = process.ancestors.first();
         let orphan = parent.is_some_and(|parent| parent.pid == 1 || &*parent.comm == "systemd");
         let leads = |ancestors: &[Ancestor]| ancestors.iter().any(|a| a.pid == actor.pid);
-        // A service is an orphan by its nature; but not one within the job's own.
-        let service = process
-            .unit
-            .as_deref()
-            .is_some_and(|u| u.ends_with(".service"));
-        actor.start_time < job.started_at
-            && orphan
-            && !leads(&newcomer.process.ancestors)
-            && (!service || process.unit == newcomer.process.unit)
+        actor.start_time < job.started_at && orphan && !leads(&newcomer.process.ancestors)
     };
-    is_held_by(held, left_over).then_some(Cause::StaleJob)
+    (is_held_by(held, left_over) && !is_service(facts, held)).then_some(Cause::StaleJob)
+}
+
+/// Whether the holder is a service of its own: one has no parent by its nature, but not within the
+/// unit of the job.
+fn is_service(facts: &Facts, held: &Held) -> bool {
+    let newcomer = facts.process.as_ref();
+    let own = newcomer.and_then(|actor| actor.process.unit.as_ref());
+    is_held_by(held, |actor| {
+        let unit = actor.process.unit.as_ref();
+        unit.is_some_and(|unit| unit.ends_with(".service")) && unit != own
+    })
 }

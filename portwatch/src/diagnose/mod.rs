@@ -57,5 +57,11 @@ pub fn foresee(facts: &Facts) -> Option<Conflict> {
     judge::is_in_the_way(facts).then(|| diagnose(facts))
 }
 
+/// Whether one of the holders could have been in the way of a bind or listen, by the rules.
+#[must_use]
+pub fn is_explained(facts: &Facts) -> bool {
+    judge::is_in_the_way(facts)
+}
+
 #[cfg(test)]
 mod tests;

@@ -290,3 +290,92 @@ fn hostile_names_make_no_commands() {
         "stop container x; rm -rf ~ (docker stop 3f4e8a1b2c5d), or use another port"
     );
 }
+
+/// What sock_diag tells has no options: none is blamed that was not seen.
+#[test]
+fn options_that_are_not_known_are_not_blamed() {
+    let unknown = |mut facts: Facts| {
+        first(&mut facts).options_unknown = true;
+        diagnose(&facts)
+    };
+    assert_eq!(unknown(reuseport(REUSEPORT, 0)).cause, Cause::Listener);
+    let waiting = unknown(time_wait(0));
+    assert_eq!(waiting.cause, Cause::Unknown);
+    assert!(
+        waiting.summary.ends_with("with options that are not known"),
+        "{waiting:?}"
+    );
+    let with_reuse = but(time_wait(0), |facts| {
+        facts.socket.options = crate::event::Options(REUSEADDR);
+    });
+    assert_eq!(unknown(with_reuse).cause, Cause::TimeWaitNoReuse);
+}
+
+/// An unknown process is none that is not there.
+#[test]
+fn who_could_not_be_asked_for_is_not_said_to_be_nobody() {
+    let facts = but(listener(), |facts| {
+        first(facts).holder.ownership = None;
+        first(facts).holder.processes.clear();
+    });
+    let conflict = diagnose(&facts);
+    assert_eq!(conflict.cause, Cause::Listener);
+    assert_eq!(
+        conflict.summary,
+        "an unknown process listens on 0.0.0.0:3000"
+    );
+}
+
+/// A worker of the same program, and what was left over of an earlier job, as a live trace tells them.
+#[test]
+fn ties_between_processes_decide() {
+    use super::facts::Tie;
+
+    let tied = |tie| {
+        let facts = but(listener(), |facts| first(facts).tie = Some(tie));
+        diagnose(&facts)
+    };
+    assert_eq!(tied(Tie::Sibling).cause, Cause::Sibling);
+    let left = tied(Tie::LeftOver {
+        job_started_at: ago(1000),
+    });
+    assert_eq!(left.cause, Cause::StaleJob);
+    assert_eq!(
+        left.summary,
+        "node[3998], which has 0.0.0.0:3000, was started 4 s before this job and has lost its \
+         parent"
+    );
+    // A service has no parent by its nature.
+    let facts = but(listener(), |facts| {
+        first(facts).tie = Some(Tie::LeftOver {
+            job_started_at: ago(1000),
+        });
+        let process = Process {
+            unit: Some("tomcat.service".into()),
+            ..Process::default()
+        };
+        first(facts).holder.processes = vec![actor(3998, "java", process)];
+    });
+    assert_eq!(diagnose(&facts).cause, Cause::Listener);
+}
+
+/// When a connection got the port is not known; another socket's time decides.
+#[test]
+fn a_race_is_lost_to_who_came_after_the_port_was_free() {
+    let race = |change: &dyn Fn(&mut Facts)| {
+        let facts = but(connection(State::Established, 45_000), |facts| {
+            facts.probe = Some(super::facts::Probe {
+                process: node(),
+                released_at: ago(2600),
+            });
+            first(facts).holder.bound_at = None;
+            change(facts);
+        });
+        diagnose(&facts).cause
+    };
+    assert_eq!(race(&|_| {}), Cause::EphemeralCollision);
+    let out = |facts: &mut Facts| {
+        first(facts).origin = Some(super::facts::Origin::Autobound);
+    };
+    assert_eq!(race(&out), Cause::LostRace);
+}

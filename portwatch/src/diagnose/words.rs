@@ -7,7 +7,7 @@ mod phrase;
 use self::phrase::{
     first, in_words, is_plain, name, named, number, serves, stop_container, well_known, who,
 };
-use super::facts::{Facts, Held};
+use super::facts::{Facts, Held, Tie};
 use super::judge::Judgement;
 use crate::event::{Actor, Address, Cause, Ownership};
 use crate::sink::duration::Duration;
@@ -99,9 +99,14 @@ impl Words<'_> {
                 )
             }
             Cause::StaleJob => {
+                let job = self.facts.job.as_ref().map(|job| job.started_at);
+                let job = match held.tie {
+                    Some(Tie::LeftOver { job_started_at }) => Some(job_started_at),
+                    _ => job,
+                };
                 let since = first(held)
-                    .zip(self.facts.job.as_ref())
-                    .map(|(actor, job)| actor.start_time.0.abs_diff(job.started_at.0) / 1_000_000);
+                    .zip(job)
+                    .map(|(actor, job)| actor.start_time.0.abs_diff(job.0) / 1_000_000);
                 let since = since.map_or(String::new(), |since| format!(" {}", Duration(since)));
                 (
                     format!(
@@ -116,6 +121,13 @@ impl Words<'_> {
             Cause::UnixPath | Cause::UnixAbstract => (
                 format!("{who} has {}", self.asked()),
                 format!("{stop}, or use another name"),
+            ),
+            _ if held.options_unknown => (
+                format!(
+                    "{who} has {at} in state {}, with options that are not known",
+                    in_words(held)
+                ),
+                self.look(),
             ),
             _ => (
                 format!(
@@ -149,7 +161,7 @@ impl Words<'_> {
         let Some(actor) = first(held) else {
             return "close the socket".to_owned();
         };
-        if held.holder.ownership != Ownership::Verified {
+        if held.holder.ownership != Some(Ownership::Verified) {
             // Its pid may be another process's by now.
             return format!("see whether {} still runs, and stop it", name(actor));
         }

@@ -43,8 +43,9 @@ pub enum Evidence {
 pub struct Holder {
     /// The socket.
     pub socket: HeldSocket,
-    /// What is known of who has it.
-    pub ownership: Ownership,
+    /// What is known of who has it; absent where that could not be asked in time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<Ownership>,
     /// When it was bound, if that was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bound_at: Option<Time>,

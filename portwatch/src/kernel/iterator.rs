@@ -149,7 +149,7 @@ fn open(link: &OwnedFd) -> io::Result<File> {
     make(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(File::from)
 }
 
-fn zeroed() -> bpf_attr {
+pub(super) fn zeroed() -> bpf_attr {
     // SAFETY: it is made of integers; the kernel wants what is not set to be zero.
     unsafe { std::mem::zeroed() }
 }
@@ -164,7 +164,7 @@ fn address<T>(pointer: *const T) -> u64 {
 }
 
 /// bpf(2). Each address in the attributes is of something that lives until this returns.
-fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i32> {
+pub(super) fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: the attributes are those of the command, and as long as is said.
     let result = unsafe {
         libc::syscall(

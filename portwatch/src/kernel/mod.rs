@@ -5,6 +5,7 @@ mod attach;
 pub mod btf;
 pub mod clock;
 pub mod decode;
+pub mod denial;
 pub mod hook;
 mod iterator;
 pub mod layout;

@@ -6,13 +6,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
-use portwatch_common::record::SnapshotEntry;
+use portwatch_common::record::{SnapshotEntry, Socket};
 use procfs::process::{FDTarget, Process};
 
 use super::side::KernelSide;
 
 /// A socket that a process had open before the trace began.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Held {
     /// The process.
     pub tgid: u32,
@@ -24,6 +24,8 @@ pub struct Held {
     pub listening: bool,
     /// The socket's address in the kernel, where it is known.
     pub address: Option<u64>,
+    /// The socket, if it was bound, as far as the kernel remembers.
+    pub socket: Option<Socket>,
 }
 
 /// What existed before, and how it was found out.
@@ -68,6 +70,7 @@ fn held(entry: &SnapshotEntry) -> Held {
         port: entry.socket.local_port,
         listening: entry.socket.state == TCP_LISTEN,
         address: Some(entry.socket.address),
+        socket: (entry.bound != 0).then_some(entry.socket),
     }
 }
 
@@ -100,6 +103,7 @@ pub fn from_proc(root: &Path) -> Vec<Held> {
                     port: *port,
                     listening: *listening,
                     address: None,
+                    socket: None,
                 });
             }
         }

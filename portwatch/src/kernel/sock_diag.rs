@@ -4,8 +4,10 @@
 //! or the kernel's own sockets; this does, though not who has them. Messages
 //! are those of include/uapi/linux/inet_diag.h, the same from 3.3 on.
 
+pub mod unix;
+
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
@@ -52,6 +54,18 @@ struct Header {
     flags: u16,
     seq: u32,
     pid: u32,
+}
+
+impl Header {
+    fn of_dump(length: usize) -> Self {
+        Self {
+            len: length as u32,
+            kind: SOCK_DIAG_BY_FAMILY,
+            flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
+            seq: 0,
+            pid: 0,
+        }
+    }
 }
 
 /// `struct inet_diag_sockid`. Ports and addresses are in network order.
@@ -122,36 +136,8 @@ pub struct Told {
 ///
 /// If the kernel does not answer, as one that was built without the protocol's `_diag` module.
 pub fn dump(netns: u32, family: u8, protocol: u8, states: u32) -> io::Result<Vec<Told>> {
-    let kernel = ask(family, protocol, states)?;
-    let mut told = Vec::new();
-    let mut buffer = vec![0; ANSWER];
-    loop {
-        // With this flag the length is that of the answer, read or not.
-        let length = recv(kernel.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC)?;
-        let answer = buffer
-            .get(..length)
-            .ok_or_else(|| io::Error::other("an answer of sock_diag was cut short"))?;
-        if read(answer, netns, protocol, &mut told)? {
-            return Ok(told);
-        }
-    }
-}
-
-fn ask(family: u8, protocol: u8, states: u32) -> io::Result<OwnedFd> {
-    let kernel = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
     let request = Request {
-        header: Header {
-            len: size_of::<Request>() as u32,
-            kind: SOCK_DIAG_BY_FAMILY,
-            flags: (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16,
-            seq: 0,
-            pid: 0,
-        },
+        header: Header::of_dump(size_of::<Request>()),
         family,
         protocol,
         extensions: 0,
@@ -159,18 +145,44 @@ fn ask(family: u8, protocol: u8, states: u32) -> io::Result<OwnedFd> {
         states,
         id: Id::new_zeroed(),
     };
-    sendto(
-        kernel.as_raw_fd(),
-        request.as_bytes(),
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
+    let mut told = Vec::new();
+    ask(request.as_bytes(), |message| {
+        let (message, attributes) = Message::read_from_prefix(message).map_err(|_| broken())?;
+        told.push(tell(&message, attributes, netns, protocol));
+        Ok(())
+    })?;
+    Ok(told)
+}
+
+fn broken() -> io::Error {
+    io::Error::other("an answer of sock_diag is not understood")
+}
+
+/// Sends a request for a dump and takes the messages that come back, without their headers.
+fn ask(request: &[u8], mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let kernel = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
     )?;
-    Ok(kernel)
+    let to = NetlinkAddr::new(0, 0);
+    sendto(kernel.as_raw_fd(), request, &to, MsgFlags::empty())?;
+    let mut buffer = vec![0; ANSWER];
+    loop {
+        // With this flag the length is that of the answer, read or not.
+        let length = recv(kernel.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC)?;
+        let answer = buffer
+            .get(..length)
+            .ok_or_else(|| io::Error::other("an answer of sock_diag was cut short"))?;
+        if read(answer, &mut take)? {
+            return Ok(());
+        }
+    }
 }
 
 /// Reads one answer, some messages long. `true` if it was the last.
-fn read(mut answer: &[u8], netns: u32, protocol: u8, told: &mut Vec<Told>) -> io::Result<bool> {
-    let broken = || io::Error::other("an answer of sock_diag is not understood");
+fn read(mut answer: &[u8], take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
     while !answer.is_empty() {
         let (header, _) = Header::read_from_prefix(answer).map_err(|_| broken())?;
         let length = header.len as usize;
@@ -184,11 +196,7 @@ fn read(mut answer: &[u8], netns: u32, protocol: u8, told: &mut Vec<Told>) -> io
                 }
                 return Ok(true);
             }
-            _ if header.kind == SOCK_DIAG_BY_FAMILY => {
-                let (message, attributes) =
-                    Message::read_from_prefix(body).map_err(|_| broken())?;
-                told.push(tell(&message, attributes, netns, protocol));
-            }
+            _ if header.kind == SOCK_DIAG_BY_FAMILY => take(body)?,
             _ => {}
         }
         // NLMSG_ALIGN
@@ -211,7 +219,7 @@ fn tell(message: &Message, attributes: &[u8], netns: u32, protocol: u8) -> Told 
         cookie,
     } = message.id;
     let mut options = 0;
-    if attribute(attributes, INET_DIAG_SKV6ONLY) == Some(1) {
+    if attribute(attributes, INET_DIAG_SKV6ONLY).and_then(<[u8]>::first) == Some(&1) {
         options |= option::V6ONLY;
     }
     let mut socket = Socket::new_zeroed();
@@ -238,11 +246,12 @@ fn tell(message: &Message, attributes: &[u8], netns: u32, protocol: u8) -> Told 
     }
 }
 
-/// The first byte of an attribute.
-fn attribute(mut attributes: &[u8], kind: u16) -> Option<u8> {
+/// The value of an attribute.
+fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     while let Ok((attribute, value)) = Attribute::read_from_prefix(attributes) {
         if attribute.kind == kind {
-            return value.first().copied();
+            let length = usize::from(attribute.len).checked_sub(size_of::<Attribute>())?;
+            return value.get(..length);
         }
         // One that claims no length would be read for ever.
         let length = usize::from(attribute.len).max(size_of::<Attribute>());
@@ -293,7 +302,7 @@ mod tests {
         let error = dump(1, AF_INET, 250, states::ALL).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
         for answer in [&[0; 3][..], &[0; 16], &[255; 40]] {
-            assert!(read(answer, 1, 6, &mut Vec::new()).is_err(), "{answer:?}");
+            assert!(read(answer, &mut |_| Ok(())).is_err(), "{answer:?}");
         }
         assert_eq!(attribute(&[0; 64], 11), None);
     }

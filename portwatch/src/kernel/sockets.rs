@@ -4,13 +4,13 @@
 //! within each namespace, tells of those that nobody has: TIME_WAITs,
 //! connections whose process is gone, and the kernel's own.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use portwatch_common::record::{SnapshotEntry, Socket, Task, kind};
-use procfs::process::{FDTarget, Process};
+use procfs::process::Process;
 use zerocopy::FromZeros as _;
 
 use super::netns::{self, Namespace};
@@ -65,8 +65,11 @@ pub struct Sockets {
     pub sockets: Vec<Owned>,
     /// The namespaces, by inode number.
     pub namespaces: BTreeMap<u32, Seen>,
-    /// No process has a socket but those that are told with it.
+    /// No process has a socket but those that are told with it, except in network namespaces of
+    /// which somebody could not be looked at.
     pub complete: bool,
+    /// Those namespaces, by inode number.
+    pub hidden: BTreeSet<u32>,
     /// What could not be had, and why.
     pub missing: Vec<String>,
 }
@@ -122,6 +125,7 @@ pub fn all(scope: Scope) -> Sockets {
         Ok(entries) => {
             sockets.take_entries(&entries);
             sockets.take_told(Unknown::Confirm);
+            sockets.find_hidden(Path::new("/proc"));
         }
         Err(why) => {
             sockets.missing.push(format!(
@@ -334,50 +338,142 @@ impl Sockets {
         });
     }
 
+    /// Whether nobody has a socket of a network namespace but those that are told with it.
+    #[must_use]
+    pub fn is_complete(&self, netns: u32) -> bool {
+        self.complete && !self.hidden.contains(&netns)
+    }
+
+    /// Where nobody was seen to have a socket, somebody may have it who cannot be looked at.
+    fn find_hidden(&mut self, proc: &Path) {
+        let unowned: BTreeSet<u32> = (self.sockets.iter())
+            .filter(|owned| owned.tasks.is_empty() && owned.socket.state != TCP_TIME_WAIT)
+            .map(|owned| owned.socket.netns)
+            .collect();
+        if unowned.is_empty() {
+            return;
+        }
+        for (pid, netns) in hidden(proc) {
+            if unowned.contains(&netns) {
+                self.missing
+                    .push(format!("which sockets process {pid} has: not permitted"));
+                self.hidden.insert(netns);
+            }
+        }
+    }
+
     /// Finds the processes behind the sockets' inodes in `/proc`.
     fn find_owners(&mut self, proc: &Path) {
         let places: HashMap<u64, usize> = (self.sockets.iter().enumerate())
             .filter(|(_, owned)| owned.socket.inode != 0)
             .map(|(place, owned)| (owned.socket.inode, place))
             .collect();
-        let processes = match procfs::process::all_processes_with_root(proc) {
-            Ok(processes) => processes,
-            Err(error) => {
-                let why = describe(&error);
+        let sockets = &mut self.sockets;
+        let unreadable = openers(proc, |inode, task| {
+            if let Some(place) = places.get(&inode)
+                && let Some(task) = task()
+            {
+                sockets[*place].tasks.push(task);
+            }
+        });
+        match unreadable {
+            Ok(0) => {}
+            Ok(unreadable) => {
                 self.complete = false;
-                return self.missing.push(format!("who has the sockets: {why}"));
+                self.missing.push(format!(
+                    "which sockets {unreadable} other processes have: not permitted"
+                ));
             }
-        };
-        let mut unreadable = 0;
-        for process in processes.flatten() {
-            let Ok(descriptors) = process.fd() else {
-                unreadable += 1;
-                continue;
-            };
-            let mut task = None;
-            for descriptor in descriptors.flatten() {
-                let FDTarget::Socket(inode) = descriptor.target else {
-                    continue;
-                };
-                let Some(place) = places.get(&inode) else {
-                    continue;
-                };
-                let Some(task) = task.get_or_insert_with(|| task_of(&process)) else {
-                    break;
-                };
-                let tasks = &mut self.sockets[*place].tasks;
-                if tasks.last().is_none_or(|last| last.tgid != task.tgid) {
-                    tasks.push(*task);
-                }
+            Err(why) => {
+                self.complete = false;
+                self.missing.push(format!("who has the sockets: {why}"));
             }
-        }
-        if unreadable != 0 {
-            self.complete = false;
-            self.missing.push(format!(
-                "which sockets {unreadable} processes of other users have: not permitted"
-            ));
         }
     }
+}
+
+/// Processes whose open files may not be looked at, each with its network namespace. One of which not
+/// even that may be known is taken to be in the host's, as the first process is.
+#[must_use]
+pub fn hidden(proc: &Path) -> Vec<(u32, u32)> {
+    let processes = procfs::process::all_processes_with_root(proc);
+    let pids = processes.into_iter().flatten().flatten();
+    let pids = pids.map(|process| process.pid().unsigned_abs());
+    let hidden = pids.filter(|pid| {
+        // Who has no file open has no socket.
+        let first = open_files(proc, *pid).next();
+        first.is_some_and(|link| link.is_err_and(|error| is_denied(&error)))
+    });
+    let hidden = hidden.filter_map(|pid| {
+        let netns = netns::of(proc, &pid.to_string()).or_else(netns::host)?;
+        Some((pid, netns))
+    });
+    hidden.collect()
+}
+
+/// What the descriptors of a process lead to. Without CAP_SYS_PTRACE root may read the folder, but no
+/// link in it.
+fn open_files(proc: &Path, pid: u32) -> impl Iterator<Item = io::Result<PathBuf>> {
+    let folder = std::fs::read_dir(proc.join(pid.to_string()).join("fd"));
+    let (entries, error) = match folder {
+        Ok(entries) => (Some(entries), None),
+        Err(error) => (None, Some(Err(error))),
+    };
+    let links = entries
+        .into_iter()
+        .flatten()
+        .map(|entry| std::fs::read_link(entry?.path()));
+    error.into_iter().chain(links)
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Looks through the open files of all processes: each socket of each once, by its inode, with a way
+/// to ask who that is. `proc` is `/proc`. Gives the number of processes whose files may not be
+/// looked at, or not all of them.
+///
+/// # Errors
+///
+/// If there is no `/proc`.
+pub fn openers(
+    proc: &Path,
+    mut found: impl FnMut(u64, &mut dyn FnMut() -> Option<Task>),
+) -> Result<u32, String> {
+    let processes = procfs::process::all_processes_with_root(proc);
+    // Mounted with hidepid it does not even show others' processes.
+    let mut unreadable = u32::from(!proc.join("1").exists());
+    for process in processes.map_err(|error| describe(&error))?.flatten() {
+        let mut task = None;
+        let mut seen = HashSet::new();
+        let mut refused = false;
+        for link in open_files(proc, process.pid().unsigned_abs()) {
+            let inode = match &link {
+                Ok(target) => socket_inode(target),
+                Err(error) => {
+                    refused |= is_denied(error);
+                    None
+                }
+            };
+            if let Some(inode) = inode
+                && seen.insert(inode)
+            {
+                found(inode, &mut || {
+                    task = task.or_else(|| task_of(&process));
+                    task
+                });
+            }
+        }
+        unreadable += u32::from(refused);
+    }
+    Ok(unreadable)
+}
+
+/// The number in `socket:[4711]`.
+fn socket_inode(target: &Path) -> Option<u64> {
+    let text = target.to_str()?.strip_prefix("socket:[")?;
+    text.strip_suffix(']')?.parse().ok()
 }
 
 /// Takes out those that are no more. TIME_WAITs need not be asked for: they had no process.

@@ -78,10 +78,11 @@ fn owners(holder: &Holder) -> String {
     }
     let names = names.join(", ");
     match (holder.ownership, names.is_empty()) {
-        (_, true) => "no process".to_owned(),
-        (Ownership::Verified, false) => names,
-        (Ownership::LastKnown, false) => format!("{names} (when last seen)"),
-        (Ownership::None, false) => format!("no process any more, last {names}"),
+        (None, true) => "an unknown process".to_owned(),
+        (Some(_), true) => "no process".to_owned(),
+        (None | Some(Ownership::Verified), false) => names,
+        (Some(Ownership::LastKnown), false) => format!("{names} (when last seen)"),
+        (Some(Ownership::None), false) => format!("no process any more, last {names}"),
     }
 }
 

@@ -443,6 +443,10 @@ fn loss(place: &str, count: u64) -> String {
         "tree" => format!(
             "{count} of the job's processes (more than can be followed: they and what they start are not watched)"
         ),
+        "lookup" => format!(
+            "{} (who has a port, or why, was not asked in time)",
+            counted(count, "look-up")
+        ),
         "decode" => format!("{} (not understood)", counted(count, "record")),
         _ => format!("{count} ({})", escape(place)),
     }
@@ -469,6 +473,9 @@ pub fn end_line(end: &End) -> String {
     }
     if end.failed != 0 {
         let _ = write!(line, "; {} failed", end.failed);
+        if end.without_holder != 0 {
+            let _ = write!(line, ", {} without a holder", end.without_holder);
+        }
     }
     let losses: Vec<_> = end
         .lost

@@ -16,9 +16,12 @@
 //! | `close` | pops one and closes it |
 //! | `swap` | exchanges the upper two |
 //! | `keep` | lets a program that is executed have it |
-//! | `port`, `pid` | prints the local port, the pid |
+//! | `port`, `pid` | prints the local port, which `$port` in an address stands for from then on; the pid |
 //! | `say=WORD`, `wait` | prints a line, reads a line |
 //! | `stop` | stops itself by SIGSTOP |
+//! | `stay` | waits until the test lets go of it, and leaves the lines to others |
+//! | `session`, `group` | setsid(2), setpgid(2) |
+//! | `refuse=ERRNO` | a seccomp filter refuses each bind(2) from now on |
 //! | `uid=N`, `gid=N` | setresuid(2), setresgid(2) |
 //! | `fifo` | runs at a priority of SCHED_FIFO from now on |
 //! | `comm=NAME` | names the thread |
@@ -27,6 +30,7 @@
 //! | `fork … end` | a child does the steps between and exits |
 //! | `thread … end` | a thread does the steps between |
 //! | `repeat=N … end` | does the steps between N times |
+//! | `for=SECONDS … end` | does the steps between until the time is over |
 //! | `reap` | waits for the child |
 //! | `exec=PROGRAM …` | executes it with all that follows as arguments, its own name first |
 //! | `--` | ends the steps |
@@ -61,6 +65,7 @@ fn main() {
 struct Player {
     sockets: Vec<Socket>,
     child: Option<Pid>,
+    port: u16,
 }
 
 /// Unbuffered, because children share the descriptor.
@@ -86,7 +91,7 @@ fn block(steps: &[OsString]) -> (&[OsString], &[OsString]) {
     for (index, step) in steps.iter().enumerate() {
         match step.as_bytes() {
             b"fork" | b"thread" => depth += 1,
-            step if step.starts_with(b"repeat=") => depth += 1,
+            step if step.starts_with(b"repeat=") || step.starts_with(b"for=") => depth += 1,
             b"end" => depth -= 1,
             _ => {}
         }
@@ -112,7 +117,7 @@ impl Player {
             };
             let verb = std::str::from_utf8(verb).unwrap();
             match verb {
-                "fork" | "thread" | "repeat" => {
+                "fork" | "thread" | "repeat" | "for" => {
                     let (inner, behind) = block(rest);
                     self.block(verb, value, inner);
                     steps = behind;
@@ -136,6 +141,13 @@ impl Player {
             "thread" => std::thread::scope(|scope| {
                 scope.spawn(|| self.play(inner));
             }),
+            "for" => {
+                let seconds = String::from_utf8_lossy(value).parse().unwrap();
+                let begin = std::time::Instant::now();
+                while begin.elapsed() < std::time::Duration::from_secs(seconds) {
+                    self.play(inner);
+                }
+            }
             _ => {
                 let times: u32 = String::from_utf8_lossy(value).parse().unwrap();
                 for _ in 0..times {
@@ -147,6 +159,7 @@ impl Player {
 
     fn step(&mut self, verb: &str, value: &[u8]) {
         let text = String::from_utf8_lossy(value);
+        let text = text.replace("$port", &self.port.to_string());
         match verb {
             "socket" => self.sockets.push(Socket::by_name(&text)),
             "take" => {
@@ -178,11 +191,18 @@ impl Player {
                 self.top().keep();
                 say(self.top().number());
             }
-            "port" => say(self.top().local().port()),
+            "port" => {
+                self.port = self.top().local().port();
+                say(self.port);
+            }
             "pid" => say(std::process::id()),
             "say" => say(text),
             "wait" => wait_for_line(),
             "stop" => raise(Signal::SIGSTOP).unwrap(),
+            "stay" => stay(),
+            "session" => drop(nix::unistd::setsid().unwrap()),
+            "group" => nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)).unwrap(),
+            "refuse" => refuse_binds(text.parse().unwrap()),
             "uid" => {
                 let uid = Uid::from_raw(text.parse().unwrap());
                 setresuid(uid, uid, uid).unwrap();
@@ -204,6 +224,46 @@ impl Player {
             other => panic!("there is no step {other}"),
         }
     }
+}
+
+/// Until nobody can write to standard input any more.
+fn stay() {
+    let mut input = libc::pollfd {
+        fd: 0,
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: it points to one valid element.
+    while unsafe { libc::poll(&raw mut input, 1, -1) } < 1 {}
+}
+
+/// seccomp(2): a filter that answers bind(2) with an error.
+fn refuse_binds(errno: u32) {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let mut steps = [
+        // `nr` is the first of `struct seccomp_data`.
+        step(LOAD, 0, 0),
+        step(JUMP_EQUAL, 1, libc::SYS_bind as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: the program points to as many steps as it says.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 fn exec(program: &[u8], arguments: &[OsString]) {

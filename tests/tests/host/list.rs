@@ -336,3 +336,52 @@ fn bad_input_is_a_usage_error() {
         assert!(!output.stderr.is_empty(), "{arguments:?}");
     }
 }
+
+/// A socket of somebody whose files may not be looked at is not said to be nobody's. Here `portwatch`
+/// has neither the right to look at others (CAP_SYS_PTRACE) nor the kernel's iterators (CAP_BPF).
+#[test]
+fn who_may_not_be_looked_at_is_not_nobody() {
+    use std::os::unix::process::CommandExt as _;
+
+    // include/uapi/linux/capability.h
+    const CAP_SYS_PTRACE: u64 = 19;
+    const CAP_SYS_ADMIN: u64 = 21;
+    const CAP_PERFMON: u64 = 38;
+    const CAP_BPF: u64 = 39;
+    let netns = Netns::new();
+    let steps = [
+        "socket=tcp4",
+        "bind=127.0.0.1:80",
+        "listen",
+        "say=listening",
+        "stay",
+    ];
+    let mut holder = Actor::start(&netns, &steps);
+    holder.go();
+    holder.says("listening");
+    let mut command = netns.command(portwatch());
+    command.args(["list", "--json", "-P", "80"]);
+    command.stdout(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    // SAFETY: between fork and exec only prctl(2) is called.
+    unsafe {
+        command.pre_exec(|| {
+            for capability in [CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF] {
+                if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    let output = spawn(&mut command).wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.contains("other processes have: not permitted"),
+        "{told}"
+    );
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["socket"]["local"], inet("127.0.0.1:80"));
+    assert_eq!(line.get("ownership"), None, "{line}");
+    assert_eq!(line.get("processes"), None, "{line}");
+}

@@ -7,6 +7,7 @@
 mod a_minute;
 mod backends;
 mod bind;
+mod causes;
 #[cfg(target_arch = "x86_64")]
 mod compat;
 mod conflict;

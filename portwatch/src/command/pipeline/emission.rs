@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, watch};
 
 use super::{Screen, Watcher};
-use crate::event::{Body, End, Event, Outcome};
+use crate::event::{Body, Cause, End, Event, Outcome};
 use crate::filter::Filter;
 use crate::kernel::clock::{self, Clock};
 use crate::sink::json::Json;
 use crate::sink::text;
+
+/// How many bytes of what was written are kept as room for the next.
+const KEPT: usize = 256 << 10;
 
 /// Chooses, counts, renders and hands on.
 pub(super) struct Emission {
@@ -28,6 +31,7 @@ pub(super) struct Emission {
     pub(super) stop: Arc<watch::Sender<bool>>,
     pub(super) counts: BTreeMap<Cow<'static, str>, u64>,
     pub(super) failed: u64,
+    pub(super) without_holder: u64,
     pub(super) lost: BTreeMap<Cow<'static, str>, u64>,
     /// When the stream begins (CLOCK_MONOTONIC, ns).
     pub(super) begin: u64,
@@ -67,11 +71,19 @@ impl Emission {
             None => {}
         }
         *self.counts.entry(body.name().into()).or_default() += 1;
-        self.failed += u64::from(match body {
-            Body::Bind(bind) => bind.result.outcome == Outcome::Failure,
-            Body::Listen(listen) => listen.result.outcome == Outcome::Failure,
-            _ => false,
-        });
+        let failed = match body {
+            Body::Bind(bind) => Some((&bind.result, bind.conflict.as_deref())),
+            Body::Listen(listen) => Some((&listen.result, listen.conflict.as_deref())),
+            _ => None,
+        };
+        if let Some((result, conflict)) =
+            failed.filter(|(result, _)| result.outcome == Outcome::Failure)
+        {
+            self.failed += 1;
+            let unknown = conflict.is_some_and(|conflict| conflict.cause == Cause::Unknown);
+            let in_use = result.errno == Some(libc::EADDRINUSE);
+            self.without_holder += u64::from(unknown && in_use);
+        }
         true
     }
 
@@ -95,6 +107,7 @@ impl Emission {
             body: Body::End(End {
                 counts: self.counts.clone(),
                 failed: self.failed,
+                without_holder: self.without_holder,
                 lost: self.lost.clone(),
                 duration_ms: (now - self.begin) / 1_000_000,
             }),
@@ -118,11 +131,14 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Keeps the memory: the next batch is about as long.
+    /// Keeps the memory, as the next batch is about as long; but not that of many events which waited
+    /// for one.
     pub(super) fn clear(&mut self) {
         self.events = 0;
         self.screen.clear();
+        self.screen.shrink_to(KEPT);
         self.file.clear();
+        self.file.shrink_to(KEPT);
         self.told.clear();
     }
 }

@@ -17,12 +17,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
+use portwatch_common::map::filter as bit;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::emission::{Emission, Output, Renderer};
 use self::writer::{Writer, spawn_writer};
 use super::prepare::Prepared;
 use crate::attribute::Attribution;
+use crate::attribute::looker::Looker;
+use crate::attribute::lookup::{self, Answer, Ask, Question};
 use crate::attribute::process::{self, Found};
 use crate::event::Event;
 use crate::filter::Filter;
@@ -35,8 +38,12 @@ use crate::sink::text::Text;
 /// Batches between two stages.
 const BATCHES: usize = 4;
 
-/// How often it is asked which connections have gone on from FIN_WAIT2 to TIME_WAIT.
-const ASK: Duration = Duration::from_millis(50);
+/// How often it is asked which connections have gone on from FIN_WAIT2 to TIME_WAIT, and looked
+/// whether answers have come too late.
+const ASK: Duration = lookup::LOOK;
+
+/// How long looking up rests between two rounds at most.
+const REST: Duration = Duration::from_millis(50);
 
 /// How long a reader of standard output may keep the end waiting.
 const LAST_WRITE: Duration = Duration::from_secs(2);
@@ -157,10 +164,11 @@ pub fn start(plan: Plan) -> anyhow::Result<Running> {
     let mut side = prepared.side;
     let identified = side.take_identified();
     let side = Arc::new(side);
-    let mut attribution = Attribution::new(&prepared.snapshot.held, {
-        let side = Arc::clone(&side);
-        Box::new(move |addresses| side.ask_owners(addresses).ok())
-    });
+    let (ask, answers) = spawn_looker(Arc::clone(&side))?;
+    let mut attribution = Attribution::new(&prepared.snapshot.held, ask);
+    if plan.filter.in_kernel() & !bit::UNIX == 0 {
+        attribution.sees_all();
+    }
     let mut left = prepared.snapshot.processes();
     for found in &prepared.found {
         left.remove(&found.tgid);
@@ -180,6 +188,7 @@ pub fn start(plan: Plan) -> anyhow::Result<Running> {
             stop: Arc::clone(&stop),
             counts: BTreeMap::new(),
             failed: 0,
+            without_holder: 0,
             lost: BTreeMap::new(),
             begin: clock::monotonic(),
         },
@@ -187,6 +196,7 @@ pub fn start(plan: Plan) -> anyhow::Result<Running> {
         Arc::clone(&side),
         identified,
         to_attribute,
+        answers,
     ));
     spawn_finder(left, inputs.clone(), stopped.clone());
     let streaming = tokio::spawn({
@@ -279,6 +289,34 @@ fn spawn_finder(pids: BTreeSet<u32>, inputs: mpsc::Sender<Input>, stopped: watch
     });
 }
 
+/// Starts the thread that looks up what explains refusals: what asks it, and what it answers. It
+/// takes one round of questions at a time, and ends when nobody is left to ask.
+fn spawn_looker(side: Arc<KernelSide>) -> anyhow::Result<(Ask, mpsc::Receiver<Vec<Answer>>)> {
+    let (questions, asked) = std::sync::mpsc::sync_channel::<Vec<Question>>(1);
+    let (answer, answers) = mpsc::channel(BATCHES);
+    std::thread::Builder::new()
+        .name("portwatch-look".to_owned())
+        .spawn(move || {
+            let mut looker =
+                Looker::new(Box::new(move |addresses| side.ask_owners(addresses).ok()));
+            while let Ok(questions) = asked.recv() {
+                let begin = std::time::Instant::now();
+                // Nobody takes them only where everything has ended.
+                looker.answer(questions, |answers| drop(answer.blocking_send(answers)));
+                // Looking up takes at most half of a processor, however many refusals there are.
+                std::thread::sleep(begin.elapsed().min(REST));
+            }
+        })
+        .context("starting the look-ups")?;
+    let ask = move |round| {
+        questions.try_send(round).map_err(|error| match error {
+            std::sync::mpsc::TrySendError::Full(round)
+            | std::sync::mpsc::TrySendError::Disconnected(round) => round,
+        })
+    };
+    Ok((Box::new(ask), answers))
+}
+
 /// The attribution stage.
 async fn attribute(
     mut attribution: Attribution,
@@ -287,6 +325,7 @@ async fn attribute(
     side: Arc<KernelSide>,
     mut identified: Option<HashMap<MapData, u32, u32>>,
     mut inputs: mpsc::Receiver<Input>,
+    mut answers: mpsc::Receiver<Vec<Answer>>,
 ) -> anyhow::Result<()> {
     emission.render(&start);
     emission.send().await;
@@ -301,11 +340,17 @@ async fn attribute(
                 Some(Input::Found(found)) => attribution.found(found),
                 None => break,
             },
-            _ = ask.tick(), if attribution.is_waiting() => {
-                // Without the iterator they are told at their end.
-                if let Ok(found) = side.ask_timewaits(&attribution.waiting()) {
+            Some(answers) = answers.recv() => {
+                attribution.answered(answers, |event| emission.take(event));
+            }
+            _ = ask.tick(), if attribution.is_waiting() || attribution.is_asking() => {
+                if attribution.is_waiting()
+                    // Without the iterator they are told at their end.
+                    && let Ok(found) = side.ask_timewaits(&attribution.waiting())
+                {
                     attribution.found_timewaits(found);
                 }
+                attribution.look(&mut |event: &Event| emission.take(event));
             }
         }
         if let Some(identified) = &mut identified {
@@ -315,6 +360,14 @@ async fn attribute(
             }
         }
         emission.send().await;
+    }
+    attribution.nothing_comes_behind();
+    while attribution.is_asking() {
+        if let Ok(Some(answers)) = tokio::time::timeout(ASK, answers.recv()).await {
+            attribution.answered(answers, |event| emission.take(event));
+        } else {
+            attribution.look(&mut |event: &Event| emission.take(event));
+        }
     }
     attribution.finish(|event| emission.take(event));
     emission.end().await;

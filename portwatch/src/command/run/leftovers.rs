@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::command::list::{Actors, listed};
-use crate::diagnose::facts::Sysctls;
+use crate::command::why::settings;
 use crate::event::{HeldSocket, Membership, Transport};
 use crate::kernel::netns;
 use crate::kernel::sockets::{self, Owned, Scope, Sockets, task_of};
@@ -121,12 +121,7 @@ pub(super) fn look(alive: &[Alive], tally: &mut Tally) -> LeftBehind {
     }
     let sockets = sockets::all(Scope::Bound);
     for (netns, seen) in &sockets.namespaces {
-        let settings = Sysctls {
-            local_port_range: seen.ephemeral.clone(),
-            local_reserved_ports: seen.reserved.clone(),
-            unprivileged_port_start: seen.unprivileged,
-        };
-        tally.settle(*netns, settings);
+        tally.settle(*netns, settings(Some(seen)));
     }
     let mut actors = Actors::default();
     let processes = alive

@@ -22,8 +22,8 @@ use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Sysctls};
 use crate::diagnose::foresee;
 use crate::event::{
     Address, Body, Cause, Conflict, Event, Evidence, Family, Holder, Newcomer,
-    Options as SocketOptions, Outcome, Ownership, Place, Published, Result as Outcomes, Socket,
-    State, Time, Transport, Why,
+    Options as SocketOptions, Outcome, Place, Published, Result as Outcomes, Socket, State, Time,
+    Transport, Why,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::netns;
@@ -230,14 +230,14 @@ fn rank(holder: &Holder) -> u8 {
 
 fn holder(owned: &Owned, sockets: &Sockets, actors: &mut Actors) -> Held {
     let seen = sockets.namespaces.get(&owned.socket.netns);
-    let row = listed(owned, seen, sockets.complete, actors);
+    let row = listed(owned, seen, sockets.is_complete(owned.socket.netns), actors);
     let publishes = actors
         .containers
         .publishes(&row.socket.socket, &row.processes, Instant::now());
     let kernel = row.socket.socket.kernel;
     let mut held = Held::from(Holder {
         socket: row.socket,
-        ownership: row.ownership.unwrap_or(Ownership::None),
+        ownership: row.ownership,
         bound_at: None,
         expires_in_ms: row.expires_in_ms,
         processes: row.processes,
@@ -404,7 +404,7 @@ fn caller() -> u32 {
 }
 
 /// The settings of a namespace, as far as they could be read.
-fn settings(seen: Option<&Seen>) -> Sysctls {
+pub(super) fn settings(seen: Option<&Seen>) -> Sysctls {
     seen.map_or_else(Sysctls::default, |seen| Sysctls {
         local_port_range: seen.ephemeral.clone(),
         local_reserved_ports: seen.reserved.clone(),

@@ -111,11 +111,11 @@ pub(super) fn held(state: State, socket: Socket) -> Held {
             },
             uid: (!none).then_some(1000),
         },
-        ownership: if none {
+        ownership: Some(if none {
             Ownership::None
         } else {
             Ownership::Verified
-        },
+        }),
         bound_at: (!none).then_some(ago(2400)),
         expires_in_ms: none.then_some(41_200),
         processes: if none { Vec::new() } else { vec![node()] },

@@ -71,12 +71,12 @@ pub(super) fn table_of_causes() -> Vec<(Cause, Facts, Cause, Facts)> {
         (
             Cause::NoProcess,
             but(listener(), |facts| {
-                first(facts).holder.ownership = Ownership::None;
+                first(facts).holder.ownership = Some(Ownership::None);
                 first(facts).holder.processes.clear();
             }),
             Cause::Listener,
             but(listener(), |facts| {
-                first(facts).holder.ownership = Ownership::LastKnown;
+                first(facts).holder.ownership = Some(Ownership::LastKnown);
             }),
         ),
         (
@@ -213,7 +213,7 @@ pub(super) fn table_of_causes() -> Vec<(Cause, Facts, Cause, Facts)> {
                 };
                 facts.socket = udp.clone();
                 facts.holders = vec![held(State::Bound, udp)];
-                first(facts).holder.ownership = Ownership::None;
+                first(facts).holder.ownership = Some(Ownership::None);
                 first(facts).holder.processes.clear();
                 first(facts).kernel = Some(KernelSocket {
                     protocol: None,
@@ -222,7 +222,7 @@ pub(super) fn table_of_causes() -> Vec<(Cause, Facts, Cause, Facts)> {
             }),
             Cause::NoProcess,
             but(listener(), |facts| {
-                first(facts).holder.ownership = Ownership::None;
+                first(facts).holder.ownership = Some(Ownership::None);
                 first(facts).holder.processes.clear();
             }),
         ),
@@ -232,7 +232,7 @@ pub(super) fn table_of_causes() -> Vec<(Cause, Facts, Cause, Facts)> {
                 facts.range = Some(RangeUse {
                     used: 28_232,
                     timewait: 27_900,
-                    most: Some((node(), 210)),
+                    most: vec![(node(), 210), (actor(4100, "curl", Process::default()), 12)],
                 });
             }),
             Cause::Unknown,

@@ -14,6 +14,16 @@ impl Words<'_> {
         let facts = self.facts;
         match self.judgement.cause {
             Cause::PortRangeExhausted => self.range_exhausted(),
+            Cause::SyscallFiltered if facts.errno != libc::EADDRINUSE => (
+                format!(
+                    "the call returned {:?} without the kernel's own bind having run: the seccomp \
+                     filter that the process is under answered",
+                    Errno::from_raw(facts.errno)
+                ),
+                "allow bind in the filter: SystemCallFilter= of its unit, --security-opt \
+                 seccomp=FILE of its container, or the program's own sandbox"
+                    .to_owned(),
+            ),
             Cause::SyscallFiltered => (
                 "the call returned EADDRINUSE without the kernel's own bind having run: a \
                  seccomp supervisor in front of it answered"
@@ -75,9 +85,9 @@ impl Words<'_> {
             None => (String::new(), 0),
         };
         let usage = self.facts.range.as_ref().map_or(String::new(), |usage| {
-            let most = usage.most.as_ref().map_or(String::new(), |(actor, count)| {
-                format!("; {} has {count}", name(actor))
-            });
+            let most = usage.most.iter();
+            let most = most.map(|(actor, count)| format!("; {} has {count}", name(actor)));
+            let most: String = most.collect();
             format!(
                 ": {} of {all} are in use, {} in TIME_WAIT{most}",
                 usage.used, usage.timewait
@@ -87,7 +97,7 @@ impl Words<'_> {
             .facts
             .range
             .as_ref()
-            .and_then(|usage| usage.most.as_ref());
+            .and_then(|usage| usage.most.first());
         let end = most.map_or(String::new(), |(actor, _)| {
             format!(", or see why {} holds so many", name(actor))
         });

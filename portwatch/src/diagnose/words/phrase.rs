@@ -21,6 +21,7 @@ pub(super) fn number(uid: Option<u32>) -> String {
 
 pub(super) fn who(held: &Held) -> String {
     match (first(held), held.holder.processes.len()) {
+        (None, _) if held.holder.ownership.is_none() => "an unknown process".to_owned(),
         (None, _) => "a socket that no process has".to_owned(),
         (Some(one), 1) => name(one),
         (Some(one), count) => format!("{} (and {} more)", name(one), count - 1),
