@@ -184,7 +184,7 @@ impl Attribution {
                 None
             }
             Record::Process(identity) => {
-                let forgotten = self.processes.identified(identity);
+                let forgotten = self.processes.identified(identity, &self.proc);
                 self.forget(forgotten);
                 None
             }
@@ -315,6 +315,9 @@ impl Attribution {
         }
         facts.evidence = conflict::evidence_of(&found);
         facts.holders = found.iter().map(|found| self.held(found)).collect();
+        facts.publishes = process.and_then(|process| {
+            (self.containers).to_publish(&facts.socket, process, Instant::now())
+        });
         diagnose::diagnose(&facts)
     }
 

@@ -15,6 +15,8 @@ pub(super) enum Proxy {
         /// The container's port.
         port: u16,
     },
+    /// `podman` itself, which takes the ports and leaves them to conmon.
+    Podman,
     /// `conmon` of podman, with the id of its container.
     Conmon(String),
     /// `pasta` or `slirp4netns` of podman without root: the path of the container's network
@@ -71,7 +73,9 @@ impl Proxy {
                 tcp: mappings(arguments, &["-t", "--tcp-ports"]),
                 udp: mappings(arguments, &["-u", "--udp-ports"]),
             }),
-            "rootlessport" => Some(Self::InNetns),
+            "podman" => Some(Self::Podman),
+            // The latter is how it starts itself in the container's network namespace.
+            "rootlessport" | "rootlessport-child" => Some(Self::InNetns),
             "dockerd" => Some(Self::Daemon),
             "rootlesskit" => Some(Self::Rootlesskit),
             _ => None,
@@ -167,6 +171,7 @@ mod tests {
                 netns(Vec::new(), Vec::new()),
             ),
             ("pasta -t none", None),
+            ("/usr/bin/podman run -p 8080:80 web", Some(Proxy::Podman)),
             ("rootlessport", Some(Proxy::InNetns)),
             ("/usr/sbin/dockerd -H fd://", Some(Proxy::Daemon)),
             ("rootlesskit --net=slirp4netns", Some(Proxy::Rootlesskit)),
