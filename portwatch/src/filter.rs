@@ -266,3 +266,44 @@ fn is_of(container: &Container, pod: Option<&Pod>, wanted: &str) -> bool {
         || container.name.as_deref() == Some(wanted)
         || pod.is_some_and(|pod| *pod.name == *wanted || pod.full_name() == wanted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_by_what_is_known_of_them() {
+        let container = Container {
+            runtime: "containerd".into(),
+            id: "3f4e8a1b2c5d".into(),
+            name: Some("nginx".into()),
+            image: Some("nginx:1.27".into()),
+            labels: [("app", "web"), ("empty", "")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        };
+        let pod = Pod {
+            namespace: Some("shop".into()),
+            name: "web-7d9f".into(),
+            uid: None,
+            container: None,
+        };
+        let wanted = [
+            "nginx",
+            "3f4e",
+            "app=web",
+            "empty=",
+            "web-7d9f",
+            "shop/web-7d9f",
+        ];
+        for wanted in wanted {
+            assert!(is_of(&container, Some(&pod), wanted), "{wanted}");
+        }
+        for other in [
+            "ngin", "f4e8", "app=we", "app", "web", "none=", "shop", "shop/",
+        ] {
+            assert!(!is_of(&container, Some(&pod), other), "{other}");
+        }
+        assert!(!is_of(&container, None, "web-7d9f"));
+    }
+}

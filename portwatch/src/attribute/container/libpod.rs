@@ -189,8 +189,8 @@ fn from_sqlite(sqlite: &Sqlite, id: Option<&str>) -> Vec<Record> {
         let [own, _, _, config] = row else {
             return None;
         };
-        if id.is_none_or(|id| own.text() == Some(id.as_bytes()))
-            && let Some(config) = config.text().and_then(json)
+        if id.is_none_or(|id| own.bytes() == Some(id.as_bytes()))
+            && let Some(config) = config.bytes().and_then(json)
         {
             records.push(Record {
                 config,
@@ -201,21 +201,21 @@ fn from_sqlite(sqlite: &Sqlite, id: Option<&str>) -> Vec<Record> {
         (records.len() >= id.map_or(LOOKED_THROUGH, |_| 1)).then_some(())
     });
     sqlite.rows("ContainerState", &mut |row| {
-        let [id, sqlite::Value::Integer(RUNNING), ..] = row else {
-            return None::<()>;
-        };
+        let id = row.first()?.bytes()?;
         let mut of = records.iter_mut();
-        if let Some(record) = of.find(|record| Some(record.config.id.as_bytes()) == id.text()) {
-            record.running = true;
+        if let Some(record) = of.find(|record| record.config.id.as_bytes() == id) {
+            // The column `State` keeps what it was when the container was made.
+            let state: Option<State> = row.last()?.bytes().and_then(json);
+            record.running = state.is_some_and(|state| state.state == RUNNING);
         }
-        None
+        None::<()>
     });
     if records.iter().any(|record| record.config.pod.is_some()) {
         sqlite.rows("PodConfig", &mut |row| {
-            let id = row.first()?.text()?;
+            let id = row.first()?.bytes()?;
             for record in &mut records {
                 if record.config.pod.as_deref().map(str::as_bytes) == Some(id) {
-                    record.pod = row.last()?.text().and_then(json);
+                    record.pod = row.last()?.bytes().and_then(json);
                 }
             }
             None::<()>

@@ -24,14 +24,15 @@ const MAX_ROW: usize = 4 << 20;
 pub(super) enum Value {
     Other,
     Integer(i64),
-    Text(Vec<u8>),
+    /// A text or a blob: podman writes its JSON as blobs into columns of text.
+    Bytes(Vec<u8>),
 }
 
 impl Value {
-    /// The bytes of a text.
-    pub(super) fn text(&self) -> Option<&[u8]> {
+    /// The bytes of a text or blob.
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
         match self {
-            Self::Text(text) => Some(text),
+            Self::Bytes(bytes) => Some(bytes),
             _ => None,
         }
     }
@@ -95,7 +96,7 @@ impl Sqlite {
         // sqlite_schema: type, name, tbl_name, rootpage, sql.
         let root = self.walk(1, DEPTH, &mut |row| match row {
             [kind, name, _, Value::Integer(root), ..] => {
-                let is = kind.text() == Some(b"table") && name.text() == Some(table.as_bytes());
+                let is = kind.bytes() == Some(b"table") && name.bytes() == Some(table.as_bytes());
                 is.then_some(*root)
             }
             _ => None,
@@ -185,7 +186,7 @@ fn record(payload: &[u8]) -> Option<Vec<Value>> {
         values.push(match kind {
             8 | 9 => Value::Integer(i64::try_from(kind - 8).ok()?),
             1..=6 => Value::Integer(integer(bytes)),
-            _ if kind >= 13 && kind % 2 == 1 => Value::Text(bytes.to_owned()),
+            12.. => Value::Bytes(bytes.to_owned()),
             _ => Value::Other,
         });
     }

@@ -1,5 +1,7 @@
 //! Records as they are, as they should not be, and as they change.
 
+mod databases;
+
 use std::fs::{self, File};
 use std::time::Duration;
 
