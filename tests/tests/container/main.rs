@@ -5,5 +5,9 @@
     reason = "a test program: what cannot go on panics"
 )]
 
+mod containerd;
 mod daemon;
 mod docker;
+mod podman;
+mod room;
+mod scene;

@@ -52,6 +52,8 @@ enum Told {
     },
     /// The folder that conmon's bundle is in.
     Storage(PathBuf),
+    /// Podman's option for where its storage is.
+    Podman { root: Option<PathBuf> },
     /// The options of containerd that decide where its data is.
     Containerd {
         root: Option<PathBuf>,
@@ -70,8 +72,8 @@ impl Stores {
             .collect();
         // Anyone may call a process dockerd: what root runs goes first.
         running.sort_by_key(|(uid, _)| *uid);
-        for (_, process) in &running {
-            stores.add_running(process);
+        for (uid, process) in &running {
+            stores.add_running(*uid, process);
         }
         let configured = || docker::configured_data_root(&root.join(DOCKER_CONFIG));
         let docker = match docker_data.map(Path::to_owned).or_else(configured) {
@@ -80,10 +82,7 @@ impl Stores {
         };
         add(&mut stores.docker, Store::new(docker));
         for storage in STORAGE {
-            for driver in DRIVERS {
-                let path = root.join(storage).join(format!("{driver}-containers"));
-                add(&mut stores.storage, Store::new(path));
-            }
+            stores.add_storage(&root.join(storage), None);
         }
         let config = root.join("etc/containerd/config.toml");
         add(
@@ -93,7 +92,18 @@ impl Stores {
         stores
     }
 
-    fn add_running(&mut self, process: &Path) {
+    fn add_storage(&mut self, root: &Path, netns: Option<u32>) {
+        for driver in DRIVERS {
+            let path = root.join(format!("{driver}-containers"));
+            let store = Store {
+                netns,
+                ..Store::new(path)
+            };
+            add(&mut self.storage, store);
+        }
+    }
+
+    fn add_running(&mut self, uid: u32, process: &Path) {
         let Content::Read(arguments, _) = read(&process.join("cmdline")) else {
             return;
         };
@@ -126,6 +136,11 @@ impl Stores {
                         ..Store::new(path)
                     },
                 );
+            }
+            Some(Told::Podman { root: storage }) => {
+                if let Some(storage) = storage.or_else(|| usual_storage(&root, uid)) {
+                    self.add_storage(&below(&root, &storage), netns);
+                }
             }
             Some(Told::Containerd {
                 root: data,
@@ -178,6 +193,23 @@ fn containerd(
     }
 }
 
+/// Where podman's storage is unless told otherwise: of a user, in the home that the users' file says.
+fn usual_storage(root: &Path, uid: u32) -> Option<PathBuf> {
+    if uid == 0 {
+        return Some(Path::new("/").join(STORAGE[0]));
+    }
+    let Content::Read(users, _) = read(&root.join("etc/passwd")) else {
+        return None;
+    };
+    let users = String::from_utf8_lossy(&users);
+    // name:password:uid:gid:comment:home:shell
+    let home = users.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        (fields.next()?.parse() == Ok(uid)).then(|| fields.nth(2))?
+    })?;
+    Some(Path::new(home).join(".local/share/containers/storage"))
+}
+
 /// A path among the pairs of a TOML file that stand before its first table.
 fn top_level(toml: &str, key: &str) -> Option<PathBuf> {
     let lines = toml.lines().map(str::trim);
@@ -224,10 +256,8 @@ fn processes(root: &Path) -> impl Iterator<Item = PathBuf> {
         .map(|entry| entry.path())
         .filter(|process| {
             let comm = std::fs::read(process.join("comm")).unwrap_or_default();
-            matches!(
-                comm.as_slice(),
-                b"dockerd\n" | b"conmon\n" | b"containerd\n"
-            )
+            let told: [&[u8]; 4] = [b"dockerd\n", b"conmon\n", b"containerd\n", b"podman\n"];
+            told.contains(&comm.as_slice())
         })
 }
 
@@ -252,7 +282,7 @@ fn told(arguments: &[u8]) -> Option<Told> {
             (b"dockerd", b"--data-root" | b"-g" | b"--graph") => &mut data_root,
             (b"dockerd", b"--config-file") => &mut config,
             (b"conmon", b"-b" | b"--bundle") => &mut bundle,
-            (b"containerd", b"--root") => &mut data_root,
+            (b"containerd" | b"podman", b"--root") => &mut data_root,
             (b"containerd", b"--state") => &mut state,
             (b"containerd", b"-c" | b"--config") => &mut config,
             _ => continue,
@@ -261,6 +291,7 @@ fn told(arguments: &[u8]) -> Option<Told> {
     }
     match program {
         b"dockerd" => Some(Told::Docker { data_root, config }),
+        b"podman" => Some(Told::Podman { root: data_root }),
         b"containerd" => Some(Told::Containerd {
             root: data_root,
             state,
@@ -316,6 +347,13 @@ mod tests {
             ),
             ("conmon -c 12ab -n web", None),
             ("conmon -b /", None),
+            ("podman run web", Some(Told::Podman { root: None })),
+            (
+                "/usr/bin/podman --root /srv/p run web",
+                Some(Told::Podman {
+                    root: Some("/srv/p".into()),
+                }),
+            ),
             ("/usr/bin/containerd", containerd(None, None, None)),
             (
                 "containerd -c /srv/c.toml --state /run/k --root=/srv/k",
