@@ -28,9 +28,9 @@ pub(super) fn container(store: &Path, id: &str) -> Answer {
     }
 }
 
-/// The ports that the containers of a storage publish, or would if they ran.
-pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
-    let Some((records, _)) = ask(&store.path, None) else {
+/// The ports that the containers of a storage, or one of them, publish, or would if they ran.
+pub(super) fn publications(store: &Store, id: Option<&str>, found: &mut Vec<Publication>) {
+    let Some((records, _)) = ask(&store.path, id) else {
         return;
     };
     for record in records {

@@ -60,7 +60,7 @@ impl Containers {
                     docker::publications(store, &mut found);
                 }
                 for store in &stores.storage {
-                    libpod::publications(store, &mut found);
+                    libpod::publications(store, None, &mut found);
                 }
                 for store in &stores.containerd {
                     containerd::publications(store, &mut found);
@@ -140,7 +140,8 @@ impl Containers {
         })
     }
 
-    /// By what the process itself tells, where no record tells of the port.
+    /// By what the process itself tells, where no record of a port was found: the container, and what
+    /// its record says by now.
     fn published_by(
         &mut self,
         socket: &Socket,
@@ -148,54 +149,66 @@ impl Containers {
         proxy: &Proxy,
         now: Instant,
     ) -> Option<Publishes> {
-        let publishes = |named: Named, port| Publishes {
-            container: named.container,
-            pod: named.pod,
-            port,
-        };
-        match proxy {
-            Proxy::Conmon(id) if is_id(id) => {
-                let podman = ContainerRef {
-                    runtime: "podman",
-                    id: id.clone(),
-                };
-                Some(publishes(self.get(&podman, now), None))
-            }
-            Proxy::Netns { path, tcp, udp } => {
-                let proc = self.root.join("proc").join(actor.pid.to_string());
-                let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path))).ok()?;
-                let named = self.in_netns(u32::try_from(netns.ino()).ok()?, now)?;
-                let udp_is = socket.transport == Some(Transport::Udp);
-                let mappings = if udp_is { udp } else { tcp };
-                let port = socket.local.as_ref().and_then(Address::port)?;
-                let port = mappings.iter().find_map(|mapping| mapping.port(port));
-                Some(publishes(named, port))
+        let host_port = socket.local.as_ref().and_then(Address::port)?;
+        let protocol = protocol(socket.transport.as_ref()?)?;
+        let mut port = None;
+        let reference = match proxy {
+            Proxy::Conmon(id) => podman(id)?,
+            Proxy::Slirp4netns { id: Some(id), .. } => podman(id)?,
+            Proxy::Slirp4netns { path, .. } => self.in_netns_at(actor, path)?,
+            Proxy::Pasta { path, tcp, udp } => {
+                let mappings = if protocol == "udp" { udp } else { tcp };
+                port = mappings.iter().find_map(|mapping| mapping.port(host_port));
+                self.in_netns_at(actor, path)?
             }
             Proxy::InNetns => {
-                let netns = actor
-                    .process
-                    .netns
-                    .filter(|own| Some(*own) != socket.netns)?;
-                Some(publishes(self.in_netns(netns, now)?, None))
+                let own = actor.process.netns;
+                self.in_netns(own.filter(|own| Some(*own) != socket.netns)?)?
             }
-            _ => None,
+            _ => return None,
+        };
+        let Named { container, pod } = self.get(&reference, now);
+        let mut recorded = Vec::new();
+        for store in &self.stores.found.storage {
+            libpod::publications(store, Some(&reference.id), &mut recorded);
         }
+        let mut recorded = recorded.into_iter();
+        let is = |one: &Publication| one.host_port == host_port && one.protocol == protocol;
+        Some(Publishes {
+            container,
+            pod,
+            port: port.or_else(|| Some(recorded.find(is)?.port)),
+        })
+    }
+
+    /// The container whose network namespace is at a path as a process sees it.
+    fn in_netns_at(&self, actor: &Actor, path: &str) -> Option<ContainerRef> {
+        let proc = self.root.join("proc").join(actor.pid.to_string());
+        let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path))).ok()?;
+        self.in_netns(u32::try_from(netns.ino()).ok()?)
     }
 
     /// The container whose processes are in a network namespace.
-    fn in_netns(&mut self, netns: u32, now: Instant) -> Option<Named> {
+    fn in_netns(&self, netns: u32) -> Option<ContainerRef> {
         let proc = self.root.join("proc");
         let entries = std::fs::read_dir(&proc).ok()?;
-        let reference = entries.flatten().find_map(|entry| {
+        entries.flatten().find_map(|entry| {
             let of = std::fs::metadata(entry.path().join("ns/net")).ok()?;
             if of.ino() != u64::from(netns) {
                 return None;
             }
             let pid = entry.file_name().to_str()?.parse().ok()?;
             process::from_proc(&proc, pid)?.container().cloned()
-        })?;
-        Some(self.get(&reference, now))
+        })
     }
+}
+
+/// A container of podman, if that is an id.
+fn podman(id: &str) -> Option<ContainerRef> {
+    is_id(id).then(|| ContainerRef {
+        runtime: "podman",
+        id: id.to_owned(),
+    })
 }
 
 impl Publication {
@@ -221,7 +234,9 @@ impl Publication {
             // Which address the host's socket has is rootlesskit's choice.
             Proxy::Rootlesskit => &*container.runtime != "podman",
             Proxy::Conmon(id) => *container.id == **id,
-            Proxy::Podman | Proxy::InNetns | Proxy::Netns { .. } => &*container.runtime == "podman",
+            Proxy::Podman | Proxy::InNetns | Proxy::Pasta { .. } | Proxy::Slirp4netns { .. } => {
+                &*container.runtime == "podman"
+            }
         }
     }
 

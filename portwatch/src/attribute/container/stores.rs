@@ -68,11 +68,12 @@ impl Stores {
     pub(super) fn of(root: &Path, docker_data: Option<&Path>) -> Self {
         let mut stores = Self::default();
         let mut running: Vec<_> = processes(root)
-            .filter_map(|process| Some((uid(&process)?, process)))
+            .filter_map(|(process, comm)| Some((uid(&process)?, comm == b"podman\n", process)))
             .collect();
-        // Anyone may call a process dockerd: what root runs goes first.
-        running.sort_by_key(|(uid, _)| *uid);
-        for (uid, process) in &running {
+        // Anyone may call a process dockerd: what root runs goes first. Podman ends in a moment, and the
+        // path through its root with it: where conmon tells the same, that is what stays.
+        running.sort_by_key(|(uid, brief, _)| (*uid, *brief));
+        for (uid, _, process) in &running {
             stores.add_running(*uid, process);
         }
         let configured = || docker::configured_data_root(&root.join(DOCKER_CONFIG));
@@ -243,8 +244,8 @@ pub(super) fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// The folders of `/proc` of the processes that may tell of a store.
-fn processes(root: &Path) -> impl Iterator<Item = PathBuf> {
+/// The folders of `/proc` of the processes that may tell of a store, with their names.
+fn processes(root: &Path) -> impl Iterator<Item = (PathBuf, Vec<u8>)> {
     let entries = std::fs::read_dir(root.join("proc")).into_iter();
     entries
         .flatten()
@@ -253,9 +254,11 @@ fn processes(root: &Path) -> impl Iterator<Item = PathBuf> {
             let name = entry.file_name();
             name.as_bytes().first().is_some_and(u8::is_ascii_digit)
         })
-        .map(|entry| entry.path())
-        .filter(|process| {
-            let comm = std::fs::read(process.join("comm")).unwrap_or_default();
+        .map(|entry| {
+            let comm = std::fs::read(entry.path().join("comm"));
+            (entry.path(), comm.unwrap_or_default())
+        })
+        .filter(|(_, comm)| {
             let told: [&[u8]; 4] = [b"dockerd\n", b"conmon\n", b"containerd\n", b"podman\n"];
             told.contains(&comm.as_slice())
         })
