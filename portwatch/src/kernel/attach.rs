@@ -90,6 +90,14 @@ pub(super) fn hook(
             let absent = |why: String| AttachError::Absent(why);
             let root = cgroup_root(Path::new("/"))
                 .ok_or_else(|| absent("no cgroup v2 hierarchy is mounted".to_owned()))?;
+            // Every group has one but the root of the hierarchy.
+            if root.join("cgroup.type").exists() {
+                return Err(absent(format!(
+                    "{} is only a container's part of the cgroup v2 hierarchy: run it with \
+                     --cgroupns=host",
+                    root.display()
+                )));
+            }
             let cgroup = File::open(&root)
                 .map_err(|error| absent(format!("{}: {error}", root.display())))?;
             let program: &mut CgroupSock = of(program)?;

@@ -12,10 +12,10 @@ use nix::sys::signal::Signal;
 use portwatch_tests::{Netns, Program, signal, start, wait};
 use tempfile::TempDir;
 
-use crate::room::{limit, make_root_file_system, remove_group};
+use crate::room::{limit, make_root_file_system, output, remove_group};
 
 /// The image that all containers are made of: busybox and nothing else.
-const IMAGE: &str = "portwatch-test:1";
+pub const IMAGE: &str = "portwatch-test:1";
 
 /// A running dockerd, in a network and mount namespace of its own.
 pub struct Docker {
@@ -76,20 +76,20 @@ impl Docker {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Runs `docker` to its end, whatever that is.
-    pub fn try_docker(&self, arguments: &[&str]) -> Output {
+    /// `docker`, which talks to this daemon.
+    pub fn command(&self) -> Command {
         let mut command = Command::new("docker");
         command
             .arg("--host")
             .arg(format!("unix://{}", self.socket().display()))
-            .args(arguments)
             .env("DOCKER_CONFIG", self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        portwatch_tests::spawn(&mut command)
-            .wait_with_output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `docker` to its end, whatever that is.
+    pub fn try_docker(&self, arguments: &[&str]) -> Output {
+        output(self.command().args(arguments))
     }
 
     fn socket(&self) -> PathBuf {

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use portwatch_tests::expect::inet;
-use portwatch_tests::{LIMIT, portwatch, spawn};
+use portwatch_tests::{LIMIT, Trace, portwatch, spawn};
 use serde_json::{Value, json};
 
 use crate::daemon::Docker;
@@ -224,4 +224,45 @@ fn a_container_that_is_renamed() {
         }
         assert!(begin.elapsed() < *LIMIT, "{conflict}");
     }
+}
+
+/// By name, by the beginning of the id, and by label; and what docker-proxy is refused for a container.
+#[test]
+fn events_of_one_container() {
+    let host = Host::new(&[]);
+    let _listener = host.listener(9090);
+    let web = [&LABELS[..], &["--name", "web-1"]].concat();
+    let web_id = host.docker.run(&web, &["sleep", "600"]);
+    let other_id = host.docker.run(&["--name", "other"], &["sleep", "600"]);
+    let wanted = ["web-1", &web_id[..12], "com.docker.compose.service=web"];
+    let traces = wanted.map(|wanted| Trace::start(&["--container", wanted]));
+    let refusals = Trace::start(&["--container", "refused", "--failed"]);
+    // One that lives on and one that is gone when its event is told.
+    for (name, port) in [("other", "85"), ("web-1", "86")] {
+        host.docker
+            .docker(&["exec", name, "/bin/busybox", "httpd", "-p", port]);
+    }
+    let refused = ["--name", "refused", "-p", "9090:80"];
+    let arguments = Docker::run_arguments(&refused, &["sleep", "600"]);
+    assert!(!host.docker.try_docker(&arguments).status.success());
+    for (trace, wanted) in traces.into_iter().zip(wanted) {
+        let seen = trace.wait_for(0, *LIMIT, |event| {
+            event["event"] == "bind" && event["socket"]["local"]["port"] == 86
+        });
+        let seen = seen.unwrap_or_else(|why| panic!("with {wanted}: {why}"));
+        let container = &seen["process"]["container"];
+        assert_eq!(container["id"], web_id.as_str(), "with {wanted}");
+        assert_eq!(container["name"], "web-1", "with {wanted}");
+        let lines = trace.stop().lines;
+        let of_other = |line: &&Value| line["process"]["container"]["id"] == other_id.as_str();
+        assert_eq!(lines.iter().find(of_other), None, "with {wanted}");
+        assert_eq!(lines[0]["filters"]["container"], json!([wanted]));
+    }
+    let seen = refusals
+        .wait_for(0, *LIMIT, |event| event["event"] == "bind")
+        .unwrap();
+    assert_eq!(seen["process"]["comm"], "docker-proxy", "{seen}");
+    let publishes = &seen["conflict"]["publishes"];
+    assert_eq!(publishes["container"]["name"], "refused", "{seen}");
+    assert_eq!(publishes["port"], 80, "{seen}");
 }

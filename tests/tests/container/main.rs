@@ -8,6 +8,7 @@
 mod containerd;
 mod daemon;
 mod docker;
+mod inside;
 mod podman;
 mod room;
 mod scene;
