@@ -87,13 +87,34 @@ fn traced(docker: &Docker, options: &[&str]) -> (Value, Value) {
     (start, refused)
 }
 
+/// What is not seen for want of the root of the cgroup v2 hierarchy.
+fn missing_of_cgroups(start: &Value) -> Option<&Value> {
+    let mut missing = start["missing"].as_array().unwrap().iter();
+    missing.find(|one| one["why"].as_str().unwrap().contains("cgroup v2"))
+}
+
 #[test]
 fn with_what_it_needs_it_sees_the_host() {
     let docker = Docker::start(&[]);
     let (_, refused) = traced(&docker, &["--cgroupns=host"]);
-    let unit = &refused["process"]["cgroup"];
+    let cgroup = &refused["process"]["cgroup"];
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-    assert!(own.contains(unit.as_str().unwrap()), "{unit} in {own}");
+    assert!(own.contains(cgroup.as_str().unwrap()), "{cgroup} in {own}");
+}
+
+/// As packaging/kubernetes/daemonset.yaml has it.
+#[test]
+fn with_nothing_else_and_the_hosts_cgroups() {
+    let docker = Docker::start(&[]);
+    let options = [
+        "--cgroupns=private",
+        "--cap-drop=ALL",
+        "--read-only",
+        "--security-opt=no-new-privileges",
+        "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro",
+    ];
+    let (start, _) = traced(&docker, &options);
+    assert_eq!(missing_of_cgroups(&start), None, "{start}");
 }
 
 /// Paths of cgroups are the kernel's own, whatever namespace portwatch is in.
@@ -105,9 +126,8 @@ fn a_cgroup_namespace_of_its_own_changes_no_name() {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
     assert!(own.contains(cgroup.as_str().unwrap()), "{cgroup} in {own}");
     // Without the root of the hierarchy some releases are not seen, and it says so.
-    let missing = start["missing"].as_array().unwrap();
-    let is_of_cgroups = |one: &Value| one["why"].as_str().unwrap().contains("cgroup v2");
-    assert!(missing.iter().any(is_of_cgroups), "{start}");
+    let missing = missing_of_cgroups(&start);
+    assert_eq!(missing.unwrap()["what"], "some releases", "{start}");
 }
 
 #[test]

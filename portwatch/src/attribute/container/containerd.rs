@@ -28,7 +28,7 @@ pub(super) fn container(store: &Store, id: &str) -> Answer {
     let Some((Some(record), stamp)) = found else {
         return from_bundle(store, id);
     };
-    Answer::Found(record.named(id), Source { path, stamp })
+    Answer::Found(Box::new(record.named(id)), Source { path, stamp })
 }
 
 /// The ports that containers publish, as nerdctl notes them in a label.
@@ -184,7 +184,7 @@ fn from_bundle(store: &Store, id: &str) -> Answer {
     let Some((bundle, source)) = bundles.next() else {
         return Answer::Absent;
     };
-    Answer::Found(of_bundle("containerd", id, &bundle), source)
+    Answer::Found(Box::new(of_bundle("containerd", id, &bundle)), source)
 }
 
 /// What a bundle's annotations tell of a Kubernetes container.

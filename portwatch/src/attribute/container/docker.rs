@@ -20,7 +20,7 @@ pub(super) fn container(data_root: &Path, id: &str) -> Answer {
         Content::Broken => return Answer::Broken,
     };
     match parse(&bytes, id) {
-        Some(record) => Answer::Found(record.named(), Source { path, stamp }),
+        Some(record) => Answer::Found(Box::new(record.named()), Source { path, stamp }),
         None => Answer::Broken,
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn container(store: &Path, id: &str) -> Answer {
     match ask(store, Some(id)) {
         None => Answer::Absent,
         Some((records, source)) => match records.into_iter().next() {
-            Some(record) => Answer::Found(record.named(), source),
+            Some(record) => Answer::Found(Box::new(record.named()), source),
             None => Answer::Absent,
         },
     }

@@ -114,7 +114,7 @@ enum Answer {
     /// There is a record, but it cannot be understood.
     Broken,
     /// There is one.
-    Found(Named, Source),
+    Found(Box<Named>, Source),
 }
 
 impl Containers {
@@ -158,7 +158,7 @@ impl Containers {
             }
         }
         let (named, source) = match self.read(reference, now) {
-            Answer::Found(named, source) => (named, Some(source)),
+            Answer::Found(named, source) => (*named, Some(source)),
             Answer::Broken => (just_id(reference).into(), None),
             Answer::Absent => {
                 let known = self.cache.pop(reference).map(|entry| entry.named);

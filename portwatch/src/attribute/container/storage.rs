@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::bundle::Bundle;
 use super::file::{Content, Source, read};
-use super::{Answer, Named, containerd, just_id, text};
+use super::{Answer, containerd, just_id, text};
 use crate::attribute::cgroup::ContainerRef;
 use crate::event::Container;
 
@@ -43,7 +43,7 @@ pub(super) fn container(store: &Path, reference: &ContainerRef) -> Answer {
             image: text(&metadata.image_name.unwrap_or_default()),
             ..just_id(reference)
         };
-        return Answer::Found(Named::from(container), Source { path, stamp });
+        return Answer::Found(Box::new(container.into()), Source { path, stamp });
     }
     answer
 }
@@ -51,9 +51,10 @@ pub(super) fn container(store: &Path, reference: &ContainerRef) -> Answer {
 /// A container of CRI-O, by the bundle in the folder of a store: its annotations tell of the pod.
 pub(super) fn of_cri_o(store: &Path, id: &str) -> Answer {
     match Bundle::read(store.join(id).join("userdata/config.json")) {
-        Some((bundle, source)) if !bundle.annotations.is_empty() => {
-            Answer::Found(containerd::of_bundle("cri-o", id, &bundle), source)
-        }
+        Some((bundle, source)) if !bundle.annotations.is_empty() => Answer::Found(
+            Box::new(containerd::of_bundle("cri-o", id, &bundle)),
+            source,
+        ),
         _ => Answer::Absent,
     }
 }

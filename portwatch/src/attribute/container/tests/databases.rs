@@ -324,9 +324,11 @@ fn damaged_databases() {
         host.get("containerd", "many-7");
         host.containers.publishing(8081, host.now);
     };
-    let databases: [(&[u8], &dyn Fn(&[u8])); 3] =
-        [(BOLT, &bolt), (SQLITE, &sqlite), (METADATA, &containerd)];
-    for (database, ask) in databases {
+    for (database, ask) in [
+        (BOLT, &bolt as &dyn Fn(&[u8])),
+        (SQLITE, &sqlite),
+        (METADATA, &containerd),
+    ] {
         for length in (0..database.len()).step_by(database.len() / 23) {
             ask(&database[..length]);
         }
