@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use portwatch_tests::portwatch;
 use serde_json::{Value, json};
 
 use crate::room::{Room, output, printed};
@@ -220,27 +221,37 @@ fn a_published_port() {
     );
 }
 
-#[test]
-fn a_process_of_the_host_refuses_a_published_port() {
-    let podman = Podman::of_root();
+/// It is podman's first container, so no conmon tells where the records are.
+fn host_against_container(podman: &Podman, binder: &str, cause: &str) {
     let _listener = podman.listener(9090);
     let options = ["--name", "web-1", "-p", "9090:80"];
     podman.fail(&podman.run_arguments(&options, &["sleep", "600"]));
-    let refused = podman.refused(0, "podman", 9090);
+    let refused = podman.refused(0, binder, 9090);
     let conflict = &refused["conflict"];
-    assert_eq!(conflict["cause"], "listener", "{conflict}");
+    assert_eq!(conflict["cause"], cause, "{conflict}");
     let holder = &conflict["holders"][0];
     assert_eq!(
         holder["processes"][0]["pid"],
         std::process::id(),
         "{holder}"
     );
-    let web = container(&id_of(&podman, "web-1"), "web-1");
+    let web = container(&id_of(podman, "web-1"), "web-1");
     assert_eq!(
         conflict["publishes"],
         json!({"container": web, "port": 80}),
         "{conflict}"
     );
+}
+
+#[test]
+fn a_process_of_the_host_refuses_a_published_port() {
+    host_against_container(&Podman::of_root(), "podman", "listener");
+}
+
+#[test]
+fn a_process_of_the_host_refuses_a_published_port_of_a_user() {
+    // It binds the wildcard of IPv6.
+    host_against_container(&Podman::of_user(), "rootlessport", "dual-stack");
 }
 
 #[test]
@@ -358,6 +369,26 @@ fn a_published_port_of_a_user() {
         json!({"container": web, "port": 80}),
         "{holder}"
     );
+
+    // As it is told of a port, and of a container.
+    let inode = podman.netns().inode().to_string();
+    let why = output(Command::new(portwatch()).args(["why", "8080", "--json", "--netns", &inode]));
+    let why: Value = serde_json::from_slice(&why.stdout).unwrap();
+    let published = json!({
+        "container": web, "protocol": "tcp", "address": "0.0.0.0", "port": 80, "by_socket": true,
+    });
+    assert_eq!(why["published"], json!([published]), "{why}");
+    let list =
+        printed(Command::new(portwatch()).args(["list", "--json", "--container", &id[..20]]));
+    let socket = list
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let socket = socket
+        .into_iter()
+        .find(|line| line["event"] == "socket")
+        .unwrap();
+    assert_eq!(socket["socket"]["local"]["port"], 80, "{list}");
+    assert_eq!(socket["processes"][0]["container"], web, "{list}");
 
     let from = podman.seen();
     let options = ["--name", "second", "-p", "8080:81"];
