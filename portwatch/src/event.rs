@@ -959,6 +959,9 @@ pub struct Process {
     /// The container it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// The pod its container is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
 }
 
 /// An ancestor of a process.
@@ -989,6 +992,33 @@ pub struct Container {
     /// Its labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// A pod, of Kubernetes or podman.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pod {
+    /// Its namespace, of Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Text>,
+    /// Its name.
+    pub name: Text,
+    /// Its uid; of podman, its id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Text>,
+    /// The container's name within the pod, of Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Text>,
+}
+
+impl Pod {
+    /// As `kubectl` names it: with its namespace.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name),
+            None => self.name.to_string(),
+        }
+    }
 }
 
 impl Container {

@@ -8,7 +8,9 @@ use std::ops::RangeInclusive;
 
 use portwatch_common::map::filter;
 
-use crate::event::{Actor, Address, Body, Conflict, Family, Outcome, Socket, Timewaits, Transport};
+use crate::event::{
+    Actor, Address, Body, Conflict, Container, Family, Outcome, Pod, Socket, Timewaits, Transport,
+};
 
 /// A kind of event that can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -47,7 +49,7 @@ pub struct Filter {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Effective uids.
     pub uids: BTreeSet<u32>,
-    /// Containers, by name or by the beginning of their id.
+    /// Containers, by name, by the beginning of their id, or by a label (`key=value`).
     pub containers: BTreeSet<String>,
     /// Names of threads.
     pub comms: BTreeSet<String>,
@@ -112,14 +114,14 @@ impl Filter {
                 self.wants(Kind::Bind)
                     && (!self.failed || bind.result.outcome == Outcome::Failure)
                     && self.passes_socket(&bind.socket, bind.requested.as_ref())
-                    && self.passes_actor(bind.process.as_ref())
+                    && self.passes_caller(bind.process.as_ref(), bind.conflict.as_deref())
                     && self.passes_job(bind.process.as_ref(), bind.conflict.as_deref())
             }
             Body::Listen(listen) => {
                 self.wants(Kind::Listen)
                     && (!self.failed || listen.result.outcome == Outcome::Failure)
                     && self.passes_socket(&listen.socket, None)
-                    && self.passes_actor(listen.process.as_ref())
+                    && self.passes_caller(listen.process.as_ref(), listen.conflict.as_deref())
                     && self.passes_job(listen.process.as_ref(), listen.conflict.as_deref())
             }
             Body::Release(release) => {
@@ -190,6 +192,12 @@ impl Filter {
     }
 
     fn passes_actor(&self, actor: Option<&Actor>) -> bool {
+        self.passes_caller(actor, None)
+    }
+
+    /// What a runtime is refused for a container counts as that container's.
+    fn passes_caller(&self, actor: Option<&Actor>, conflict: Option<&Conflict>) -> bool {
+        let publishes = conflict.and_then(|conflict| conflict.publishes.as_ref());
         let is = |wanted: bool, test: &dyn Fn(&Actor) -> bool| !wanted || actor.is_some_and(test);
         is(!self.pids.is_empty(), &|actor| {
             self.pids.contains(&actor.pid)
@@ -198,12 +206,16 @@ impl Filter {
         }) && is(!self.comms.is_empty(), &|actor| {
             self.comms.contains(&*actor.comm)
         }) && is(!self.containers.is_empty(), &|actor| {
-            actor.process.container.as_ref().is_some_and(|container| {
-                self.containers.iter().any(|wanted| {
-                    container.id.starts_with(wanted.as_str())
-                        || container.name.as_deref() == Some(wanted)
+            let own = actor.process.container.as_ref();
+            let own = own.map(|container| (container, actor.process.pod.as_ref()));
+            let published = publishes.map(|of| (&of.container, of.pod.as_ref()));
+            [own, published]
+                .into_iter()
+                .flatten()
+                .any(|(container, pod)| {
+                    let mut wanted = self.containers.iter();
+                    wanted.any(|wanted| is_of(container, pod, wanted))
                 })
-            })
         })
     }
 
@@ -271,5 +283,59 @@ impl Filter {
             }
         }
         described
+    }
+}
+
+/// Whether a container is the one wanted: by its name or the beginning of its id, by a label, or by its pod.
+fn is_of(container: &Container, pod: Option<&Pod>, wanted: &str) -> bool {
+    if let Some((key, value)) = wanted.split_once('=') {
+        return container
+            .labels
+            .get(key)
+            .is_some_and(|label| label == value);
+    }
+    container.id.starts_with(wanted)
+        || container.name.as_deref() == Some(wanted)
+        || pod.is_some_and(|pod| *pod.name == *wanted || pod.full_name() == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_by_what_is_known_of_them() {
+        let container = Container {
+            runtime: "containerd".into(),
+            id: "3f4e8a1b2c5d".into(),
+            name: Some("nginx".into()),
+            image: Some("nginx:1.27".into()),
+            labels: [("app", "web"), ("empty", "")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        };
+        let pod = Pod {
+            namespace: Some("shop".into()),
+            name: "web-7d9f".into(),
+            uid: None,
+            container: None,
+        };
+        let wanted = [
+            "nginx",
+            "3f4e",
+            "app=web",
+            "empty=",
+            "web-7d9f",
+            "shop/web-7d9f",
+        ];
+        for wanted in wanted {
+            assert!(is_of(&container, Some(&pod), wanted), "{wanted}");
+        }
+        for other in [
+            "ngin", "f4e8", "app=we", "app", "web", "none=", "shop", "shop/",
+        ] {
+            assert!(!is_of(&container, Some(&pod), other), "{other}");
+        }
+        assert!(!is_of(&container, None, "web-7d9f"));
     }
 }

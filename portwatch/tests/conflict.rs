@@ -107,6 +107,7 @@ fn text_of_every_kind_of_holder() {
     let published = Holder {
         publishes: Some(Publishes {
             container: samples::contained().container.unwrap(),
+            pod: None,
             port: Some(80),
         }),
         ..listener(

@@ -146,6 +146,7 @@ fn conflict(cause: Cause, summary: &str, holders: Vec<Holder>) -> Conflict {
         advice: "stop it, or use another port".to_owned(),
         evidence: (!holders.is_empty()).then_some(Evidence::Walked),
         holders,
+        publishes: None,
     }
 }
 

@@ -86,8 +86,36 @@ const CONTAINER_PROGRAMS: &[Provided] = &[
         package: "docker.io",
     },
     Provided {
+        program: "containerd",
+        package: "containerd",
+    },
+    Provided {
         program: "iptables",
         package: "iptables",
+    },
+    Provided {
+        program: "runc",
+        package: "runc",
+    },
+    Provided {
+        program: "podman",
+        package: "podman",
+    },
+    Provided {
+        program: "/usr/lib/podman/netavark",
+        package: "netavark",
+    },
+    Provided {
+        program: "catatonit",
+        package: "catatonit",
+    },
+    Provided {
+        program: "slirp4netns",
+        package: "slirp4netns",
+    },
+    Provided {
+        program: "newuidmap",
+        package: "uidmap",
     },
     Provided {
         program: "busybox",

@@ -178,8 +178,9 @@ fn group_of_ctr(before: &[&str], segment: &str) -> Option<ContainerRef> {
     (known && is_containerd_id(segment)).then(|| reference("containerd", segment))
 }
 
-/// Letters and digits, with single `.`, `_` and `-` between them: pkg/identifiers of containerd.
-fn is_containerd_id(text: &str) -> bool {
+/// Whether this is an id as containerd takes it: letters and digits, with single `.`, `_` and `-` between them: pkg/identifiers of containerd.
+#[must_use]
+pub fn is_containerd_id(text: &str) -> bool {
     text.len() <= MAX_CONTAINERD_ID
         && text
             .split(['.', '_', '-'])

@@ -75,6 +75,9 @@ impl Attribution {
         facts.process = process.cloned();
         facts.host_netns = self.host_netns;
         facts.sysctls = self.settings(refusal.socket.netns);
+        facts.publishes = process.and_then(|process| {
+            (self.containers).to_publish(&facts.socket, process, std::time::Instant::now())
+        });
         facts.may_bind_low = newcomer.lacks_low_ports().then_some(false);
         facts.evidence = evidence_of(&found);
         facts.holders = (found.iter())

@@ -263,7 +263,7 @@ impl Attribution {
                 None
             }
             Record::Process(identity) => {
-                let forgotten = self.processes.identified(identity);
+                let forgotten = self.processes.identified(identity, &self.proc);
                 self.forget(forgotten);
                 None
             }

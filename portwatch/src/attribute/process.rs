@@ -10,6 +10,7 @@ use lru::LruCache;
 use portwatch_common::record::{ANCESTORS, Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
 
 use super::cgroup::{self, ContainerRef};
+use super::container::{Named, by_ancestor};
 use crate::event::{Actor, Ancestor, Membership, Process, Text, text};
 use crate::kernel::clock::Clock;
 use crate::kernel::decode::Identity;
@@ -80,6 +81,13 @@ pub struct Found {
     known: Known,
 }
 
+impl Found {
+    /// The container it is in.
+    pub fn container(&self) -> Option<&ContainerRef> {
+        self.known.container.as_ref()
+    }
+}
+
 /// All that is known of processes; bounded.
 #[derive(Debug)]
 pub struct Processes {
@@ -101,10 +109,13 @@ impl Default for Processes {
 
 impl Processes {
     /// A process has said who it is. Returns a process that had to be forgotten for it, of which
-    /// the kernel side must be told.
-    pub fn identified(&mut self, identity: &Identity) -> Option<Key> {
+    /// the kernel side must be told. `proc` is where to look for its ancestors.
+    pub fn identified(&mut self, identity: &Identity, proc: &Path) -> Option<Key> {
         let key = Key::of(&identity.task);
         let mut known = known(identity);
+        if known.container.is_none() {
+            known.container = by_ancestor(proc, &known.process);
+        }
         if identity.no_memory || identity.args.is_none() {
             // It was exiting, and what it had is gone; what was known before still holds, unless
             // it executed another program since, of which we would have been told.
@@ -245,7 +256,7 @@ impl Processes {
         task: &Task,
         clock: Clock,
         proc: &Path,
-        name: impl FnOnce(&ContainerRef) -> crate::event::Container,
+        name: impl FnOnce(&ContainerRef) -> Named,
     ) -> Option<Actor> {
         if task.flags & (task_flag::KERNEL_THREAD | task_flag::UNKNOWN) != 0 || task.tgid == 0 {
             return None;
@@ -258,9 +269,11 @@ impl Processes {
         let (process, (comm, comm_hex)) = match known {
             Some(known) => {
                 if let Some(reference) = &known.container {
-                    let container = Some(name(reference));
-                    if known.process.container != container {
-                        Arc::make_mut(&mut known.process).container = container;
+                    let Named { container, pod } = name(reference);
+                    let before = (known.process.container.as_ref(), &known.process.pod);
+                    if before != (Some(&container), &pod) {
+                        let process = Arc::make_mut(&mut known.process);
+                        (process.container, process.pod) = (Some(container), pod);
                     }
                 }
                 (Arc::clone(&known.process), known.comm_of(task))
@@ -432,6 +445,7 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
     (process.ancestors, line) = ancestors_from_proc(root, stat.ppid);
     let (v2, v1) = cgroups_from_proc(&directory);
     let container = set_cgroup(&mut process, &v2, &v1);
+    let container = container.or_else(|| by_ancestor(root, &process));
     Some(Found {
         tgid,
         start_tick: stat.starttime,
@@ -453,7 +467,7 @@ pub fn brief(
     root: &Path,
     task: &Task,
     clock: Clock,
-    name: impl FnOnce(&ContainerRef) -> crate::event::Container,
+    name: impl FnOnce(&ContainerRef) -> Named,
 ) -> Actor {
     let directory = root.join(task.tgid.to_string());
     let mut process = Process::default();
@@ -461,13 +475,18 @@ pub fn brief(
     let (v2, v1) = cgroups_from_proc(&directory);
     // Read last: if it is the same process still, what was read before is its own.
     let stat = procfs::process::Process::new_with_root(directory).and_then(|read| read.stat());
-    if stat.is_ok_and(|stat| stat.starttime == task.start / TICK) {
+    let parent = stat.ok().filter(|stat| stat.starttime == task.start / TICK);
+    if let Some(ppid) = parent.map(|stat| stat.ppid) {
         if let Some(args) = args {
             let kept = args.len().min(portwatch_common::record::ARGS_CAPACITY);
             process.args_truncated = kept < args.len();
             set_args(&mut process, &args[..kept]);
         }
-        process.container = set_cgroup(&mut process, &v2, &v1).map(|reference| name(&reference));
+        let reference = set_cgroup(&mut process, &v2, &v1);
+        if let Some(reference) = reference.or_else(|| brief_by_ancestor(root, task.tgid, ppid)) {
+            let Named { container, pod } = name(&reference);
+            (process.container, process.pod) = (Some(container), pod);
+        }
     }
     let (comm, comm_hex) = comm(&task.comm);
     Actor {
@@ -486,6 +505,20 @@ pub fn brief(
 /// How a process belongs to the job that is watched, by a task's flags.
 pub fn membership(flags: u32) -> Option<Membership> {
     (flags & task_flag::IN_TREE != 0).then_some(Membership::Descendant)
+}
+
+/// The container that a process is in by its ancestors alone.
+fn brief_by_ancestor(root: &Path, tgid: u32, parent: i32) -> Option<ContainerRef> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mntns = std::fs::metadata(root.join(format!("{tgid}/ns/mnt")))
+        .ok()?
+        .ino();
+    let process = Process {
+        mntns: u32::try_from(mntns).ok(),
+        ancestors: ancestors_from_proc(root, parent).0,
+        ..Process::default()
+    };
+    by_ancestor(root, &process)
 }
 
 fn ancestors_from_proc(root: &Path, parent: i32) -> (Vec<Ancestor>, Vec<Key>) {
@@ -512,12 +545,6 @@ fn ancestors_from_proc(root: &Path, parent: i32) -> (Vec<Ancestor>, Vec<Key>) {
         pid = stat.ppid;
     }
     (ancestors, line)
-}
-
-/// The container of a process, by its folder in `/proc`.
-pub fn container_of(directory: &Path) -> Option<ContainerRef> {
-    let (v2, v1) = cgroups_from_proc(directory);
-    cgroup::of_process(Some(&v2), Some(&v1)).container
 }
 
 /// The cgroup paths of both versions, of version 1 that of the same hierarchies as the kernel side

@@ -32,8 +32,8 @@ pub(super) struct SocketFilter {
     #[arg(short, long, value_name = "USER", value_delimiter = ',', value_parser = value::user)]
     uid: Vec<u32>,
 
-    /// Only these containers, by name or id
-    #[arg(short, long, value_name = "NAME|ID", value_delimiter = ',')]
+    /// Only these containers, by name, id, label or pod
+    #[arg(short, long, value_name = "NAME|ID|KEY=VALUE", value_delimiter = ',')]
     container: Vec<String>,
 
     /// Only processes of this name

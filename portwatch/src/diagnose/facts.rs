@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::event::{Actor, Address, Evidence, Holder, PortRange, Socket, Text, Time};
+use crate::event::{Actor, Address, Evidence, Holder, PortRange, Publishes, Socket, Text, Time};
 
 /// The system call that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct Facts {
     pub range: Option<RangeUse>,
     /// Inode number of the host's own network namespace.
     pub host_netns: Option<u32>,
+    /// The container that the process, a container runtime's, wanted to publish a port of.
+    pub publishes: Option<Publishes>,
 }
 
 impl Facts {
@@ -82,6 +84,7 @@ impl Facts {
             job: None,
             range: None,
             host_netns: None,
+            publishes: None,
         }
     }
 

@@ -46,6 +46,7 @@ pub fn diagnose(facts: &Facts) -> Conflict {
         advice,
         evidence: facts.evidence.filter(|_| !holders.is_empty()),
         holders,
+        publishes: facts.publishes.clone(),
     }
 }
 

@@ -85,8 +85,10 @@ impl Words<'_> {
             Cause::SocketActivation => socket_activation(held, &at),
             Cause::PublishedPort => published(held, &at),
             Cause::HostNetwork => {
-                let container = first(held).and_then(|actor| actor.process.container.as_ref());
-                let name = container.map_or_else(|| "a container".to_owned(), named);
+                let process = first(held).map(|actor| &actor.process);
+                let container = process.and_then(|process| process.container.as_ref());
+                let pod = process.and_then(|process| process.pod.as_ref());
+                let name = container.map_or_else(|| "a container".to_owned(), |of| named(of, pod));
                 (
                     format!(
                         "{who} of {name} is in the host's own network and {} {at}",
@@ -166,7 +168,7 @@ impl Words<'_> {
             return format!("see whether {} still runs, and stop it", name(actor));
         }
         if let Some(container) = &actor.process.container {
-            return stop_container(container);
+            return stop_container(container, actor.process.pod.as_ref());
         }
         let own = self
             .facts
@@ -359,15 +361,16 @@ fn published(held: &Held, at: &str) -> Sentences {
     let by = who(held);
     match &held.holder.publishes {
         Some(publishes) => {
-            let container = &publishes.container;
+            let (container, pod) = (&publishes.container, publishes.pod.as_ref());
+            let of = named(container, pod);
             (
                 match publishes.port {
-                    Some(port) => format!("{} publishes its port {port} on {at}", named(container)),
-                    None => format!("{} publishes a port of its own on {at}", named(container)),
+                    Some(port) => format!("{of} publishes its port {port} on {at}"),
+                    None => format!("{of} publishes a port of its own on {at}"),
                 },
                 format!(
                     "{}, or change its mapping of ports",
-                    stop_container(container)
+                    stop_container(container, pod)
                 ),
             )
         }

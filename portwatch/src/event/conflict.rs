@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Actor, Container, Socket, Time};
+use super::{Actor, Container, Pod, Socket, Time};
 
 /// Why a bind or a listen was refused, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +24,9 @@ pub struct Conflict {
     /// The sockets that have the port; the first one is the one that the cause is about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holders: Vec<Holder>,
+    /// The container that the refused process, a container runtime's, wanted to publish a port of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publishes: Option<Publishes>,
 }
 
 /// How holders were found.
@@ -88,6 +91,9 @@ pub enum Ownership {
 pub struct Publishes {
     /// The container.
     pub container: Container,
+    /// The pod it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     /// Its port, if the runtime's records or arguments tell it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Actor, Cause, Conflict, Container, Holder, Options, Result, Text, Time, Transport};
+use super::{
+    Actor, Cause, Conflict, Container, Holder, Options, Pod, Result, Text, Time, Transport,
+};
 
 /// A port: who has it, and what a newcomer would get.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -86,6 +88,9 @@ pub struct PortRange {
 pub struct Published {
     /// The container.
     pub container: Container,
+    /// The pod it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// The address of the host; absent if the record does not tell.

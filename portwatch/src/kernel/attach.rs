@@ -88,8 +88,7 @@ pub(super) fn hook(
         }
         Attach::CgroupSockRelease => {
             let absent = |why: String| AttachError::Absent(why);
-            let root = cgroup_root(Path::new("/"))
-                .ok_or_else(|| absent("no cgroup v2 hierarchy is mounted".to_owned()))?;
+            let root = cgroup_root(Path::new("/")).map_err(absent)?;
             let cgroup = File::open(&root)
                 .map_err(|error| absent(format!("{}: {error}", root.display())))?;
             let program: &mut CgroupSock = of(program)?;
@@ -160,16 +159,37 @@ fn refused(what: &'static str, error: &ProgramError) -> AttachError {
     }
 }
 
-/// Where the cgroup v2 hierarchy is mounted. `root` is `/`, but for tests.
-#[must_use]
-pub fn cgroup_root(root: &Path) -> Option<PathBuf> {
+/// Where the whole cgroup v2 hierarchy is mounted, or why nowhere. `root` is `/`, but for tests.
+///
+/// In a cgroup namespace of its own the origin of a mount does not tell: it is `/` for the namespace's part
+/// and `/../..` for the whole.
+///
+/// # Errors
+///
+/// If it is not, or a part of it only.
+pub fn cgroup_root(root: &Path) -> Result<PathBuf, String> {
     // mount(8)'s fields: ID parent major:minor root mountpoint options … - type source options
-    let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
-    mounts.lines().find_map(|line| {
+    let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| {
         let (mount, rest) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ');
-        let (origin, point) = (fields.nth(3)?, fields.next()?);
-        (rest.starts_with("cgroup2 ") && origin == "/").then(|| PathBuf::from(point))
+        rest.starts_with("cgroup2 ")
+            .then(|| mount.split(' ').nth(4))?
+    });
+    let mut part = None;
+    for point in points {
+        // Every group has this file but the root of the hierarchy.
+        let of_group = Path::new(point.trim_start_matches('/')).join("cgroup.type");
+        if !root.join(of_group).exists() {
+            return Ok(point.into());
+        }
+        part = Some(point);
+    }
+    Err(match part {
+        Some(part) => format!(
+            "{part} is a part of the cgroup v2 hierarchy only: mount the host's /sys/fs/cgroup, or in a \
+             container use --cgroupns=host"
+        ),
+        None => "no cgroup v2 hierarchy is mounted".to_owned(),
     })
 }
 
@@ -179,24 +199,30 @@ mod tests {
 
     #[test]
     fn the_cgroup_root_is_found_where_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
         let mounts = |text: &str| {
-            let root = tempfile::tempdir().unwrap();
-            fs::create_dir_all(root.path().join("proc/self")).unwrap();
-            fs::write(root.path().join("proc/self/mountinfo"), text).unwrap();
+            write("proc/self/mountinfo", text);
             cgroup_root(root.path())
         };
         let hybrid = "30 20 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
             31 30 0:27 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(
-            mounts(hybrid),
-            Some(PathBuf::from("/sys/fs/cgroup/unified"))
-        );
-        let part = "31 30 0:27 /kubepods /host rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(
-            mounts(part),
-            None,
-            "a part of the hierarchy is not its root"
-        );
-        assert_eq!(mounts("nonsense\n - \n"), None);
+        assert_eq!(mounts(hybrid), Ok("/sys/fs/cgroup/unified".into()));
+        let none = Err("no cgroup v2 hierarchy is mounted".to_owned());
+        assert_eq!(mounts("nonsense\n - \n"), none);
+
+        // A part of the hierarchy is not its root, whatever the mount says.
+        write("sys/fs/cgroup/cgroup.type", "domain\n");
+        for origin in ["/", "/kubepods"] {
+            let part = format!("31 30 0:27 {origin} /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+            let why = mounts(&part).unwrap_err();
+            assert!(why.contains("--cgroupns=host"), "{why}");
+            let whole = format!("{part}32 30 0:27 /../.. /host rw - cgroup2 cgroup2 rw\n");
+            assert_eq!(mounts(&whole), Ok("/host".into()));
+        }
     }
 }

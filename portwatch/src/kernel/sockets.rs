@@ -16,7 +16,7 @@ use zerocopy::FromZeros as _;
 use super::netns::{self, Namespace};
 use super::side::describe;
 use super::sock_diag::{self, Told, states};
-use super::{decode, iterator};
+use super::{decode, iterator, support};
 
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_CLOSE: u8 = 7;
@@ -116,7 +116,7 @@ pub fn all(scope: Scope) -> Sockets {
         (looking.join().unwrap_or_default(), iterated)
     });
     (sockets.namespaces, sockets.missing) = looked;
-    sockets.complete = is_initial(Path::new("/proc/self/ns/pid"));
+    sockets.complete = support::is_in_initial_pidns(Path::new("/")) == Some(true);
     if !sockets.complete {
         let outside = "processes outside of this pid namespace";
         sockets.missing.push(outside.to_owned());
@@ -137,12 +137,6 @@ pub fn all(scope: Scope) -> Sockets {
         }
     }
     sockets
-}
-
-/// Whether a link leads to the initial pid namespace: `PROC_PID_INIT_INO` of
-/// include/linux/proc_ns.h (`nsfs.h` from 6.18), the same in all versions.
-fn is_initial(link: &Path) -> bool {
-    std::fs::read_link(link).is_ok_and(|target| target == Path::new("pid:[4026531836]"))
 }
 
 fn iterate() -> Result<Vec<SnapshotEntry>, String> {

@@ -84,7 +84,13 @@ pub struct Problem {
 /// Everything that is checked before the kernel is asked for anything. `root` is `/`, but for tests.
 #[must_use]
 pub fn checks(root: &Path) -> Vec<Check> {
-    vec![privileges(root), btf(root), lockdown(root), addresses(root)]
+    vec![
+        privileges(root),
+        pid_namespace(root),
+        btf(root),
+        lockdown(root),
+        addresses(root),
+    ]
 }
 
 /// The first problem that leaves nothing to work with.
@@ -156,9 +162,42 @@ fn privileges(root: &Path) -> Check {
             fatal: !capabilities.has(38) || !capabilities.has(39),
             why: uses,
             remedy: "run it as root (sudo portwatch …), or give it the capabilities: \
-                     setcap cap_bpf,cap_perfmon,cap_net_admin,cap_syslog,cap_sys_ptrace,cap_dac_read_search+ep portwatch"
+                     setcap cap_bpf,cap_perfmon,cap_net_admin,cap_syslog,cap_sys_ptrace,cap_dac_read_search+ep portwatch; \
+                     in a container, add them (--cap-add), or SYS_ADMIN for CAP_BPF and CAP_PERFMON"
                 .to_owned(),
         }),
+    }
+}
+
+/// Whether this is the initial pid namespace, if that can be told: `PROC_PID_INIT_INO` of
+/// include/linux/proc_ns.h (`nsfs.h` from 6.18), the same in all versions.
+#[must_use]
+pub fn is_in_initial_pidns(root: &Path) -> Option<bool> {
+    let target = fs::read_link(root.join("proc/self/ns/pid")).ok()?;
+    Some(target == Path::new("pid:[4026531836]"))
+}
+
+fn pid_namespace(root: &Path) -> Check {
+    let (found, problem) = match is_in_initial_pidns(root) {
+        None => ("not known (no /proc/self/ns/pid)", None),
+        Some(true) => ("the host's", None),
+        Some(false) => (
+            "one of a container",
+            Some(Problem {
+                fatal: true,
+                why: "the kernel tells of processes by their numbers on the host, and other \
+                      processes have these numbers here"
+                    .to_owned(),
+                remedy: "share the host's: docker run --pid=host, podman run --pid=host, in a pod \
+                         hostPID: true"
+                    .to_owned(),
+            }),
+        ),
+    };
+    Check {
+        name: "pid namespace",
+        found: found.to_owned(),
+        problem,
     }
 }
 
@@ -314,6 +353,24 @@ mod tests {
     }
 
     #[test]
+    fn a_pid_namespace_of_its_own_is_fatal() {
+        let root = tree(&[ROOT, BTF]);
+        let link = root.path().join("proc/self/ns/pid");
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        assert!(preflight(root.path()).is_ok(), "nothing is known");
+        std::os::unix::fs::symlink("pid:[4026531836]", &link).unwrap();
+        assert!(preflight(root.path()).is_ok());
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("pid:[4026532804]", &link).unwrap();
+        let error = preflight(root.path()).unwrap_err();
+        assert_eq!(
+            error.what,
+            "cannot trace: pid namespace: one of a container"
+        );
+        assert!(error.remedy.contains("--pid=host"), "{}", error.remedy);
+    }
+
+    #[test]
     fn without_btf_nothing_works() {
         let root = tree(&[ROOT]);
         let error = preflight(root.path()).unwrap_err();
@@ -340,7 +397,7 @@ mod tests {
     fn hidden_addresses_are_told() {
         let root = tree(&[ROOT, BTF, ("proc/sys/kernel/kptr_restrict", "2\n")]);
         assert!(preflight(root.path()).is_ok());
-        let problem = checks(root.path())[3].problem.clone().unwrap();
+        let problem = addresses(root.path()).problem.unwrap();
         assert_eq!(problem.remedy, "sysctl kernel.kptr_restrict=1");
     }
 }

@@ -629,10 +629,13 @@ fn command(actor: &Actor) -> Command {
     )
 }
 
-/// Whom somebody is of, as far as that outlives a process: a service of Compose, a container, a unit,
+/// Whom somebody is of, as far as that outlives a process: a pod, a service of Compose, a container, a unit,
 /// else the command.
 fn party(actor: &Actor) -> String {
     let process = &actor.process;
+    if let Some(pod) = &process.pod {
+        return pod.full_name();
+    }
     if let Some(container) = &process.container {
         return container.compose().unwrap_or_else(|| {
             let id = || container.id.chars().take(12).collect();
@@ -648,6 +651,9 @@ fn party(actor: &Actor) -> String {
 /// Who holds a port: of one that publishes it for a container, the container.
 fn holder_party(holder: &Holder) -> Option<String> {
     if let Some(publishes) = &holder.publishes {
+        if let Some(pod) = &publishes.pod {
+            return Some(pod.full_name());
+        }
         let container = &publishes.container;
         let name = container.name.as_deref().unwrap_or(&container.id);
         return Some(container.compose().unwrap_or_else(|| name.to_owned()));

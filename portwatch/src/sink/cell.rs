@@ -70,6 +70,10 @@ pub(super) fn home(line: &mut String, actor: &Actor) {
                 None => escape(&container.id),
             },
         };
+        let pod = actor.process.pod.as_ref();
+        if let Some(pod) = pod.filter(|pod| pod.namespace.is_some()) {
+            put(line, format_args!("{}/", escape(&pod.full_name())));
+        }
         put(
             line,
             format_args!("{name} ({})", escape(&container.runtime)),

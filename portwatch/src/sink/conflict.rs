@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use super::duration::Duration;
 use super::escape::escape;
 use crate::event::{
-    Actor, Address, Conflict, Container, Holder, Ownership, State, Time, Transport,
+    Actor, Address, Conflict, Container, Holder, Ownership, Pod, State, Time, Transport,
 };
 
 /// Where the lines begin: below the columns of the time.
@@ -25,6 +25,13 @@ pub(super) fn explain(conflict: &Conflict, at: Time, zone: &TimeZone, out: &mut 
         let text = escape(text);
         out.extend_from_slice(format!("{:INDENT$}{label:LABEL$}{text}\n", "").as_bytes());
     };
+    if let Some(publishes) = &conflict.publishes {
+        let mut text = container(&publishes.container, publishes.pod.as_ref());
+        if let Some(port) = publishes.port {
+            let _ = write!(text, ", to publish its port {port}");
+        }
+        line("wanted by", &text);
+    }
     let mut label = "held by";
     for holder in conflict.holders.iter().take(TOLD) {
         line(label, &held_by(holder, at, zone));
@@ -58,7 +65,7 @@ pub(super) fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
         let _ = write!(text, " since {hour:02}:{minute:02}:{second:02} ({held})");
     }
     if let Some(publishes) = &holder.publishes {
-        let container = container(&publishes.container);
+        let container = container(&publishes.container, publishes.pod.as_ref());
         let _ = write!(text, ", published by {container}");
         let local = holder.socket.socket.local.as_ref();
         if let Some((host, port)) = local.and_then(Address::port).zip(publishes.port) {
@@ -117,21 +124,22 @@ fn what(holder: &Holder) -> String {
 }
 
 /// Where a process belongs: to a container, else to a unit.
-fn place(actor: &Actor) -> Option<String> {
+pub(super) fn place(actor: &Actor) -> Option<String> {
     match &actor.process.container {
-        Some(of) => Some(container(of)),
+        Some(of) => Some(container(of, actor.process.pod.as_ref())),
         None => actor.process.unit.as_deref().map(str::to_owned),
     }
 }
 
-pub(super) fn container(container: &Container) -> String {
+pub(super) fn container(container: &Container, pod: Option<&Pod>) -> String {
     let id: String = container.id.chars().take(12).collect();
     let name = container.name.as_deref().unwrap_or(&id);
     let compose = container
         .compose()
         .map(|compose| format!("compose {compose}"));
     let image = container.image.as_deref().map(str::to_owned);
-    let about: Vec<_> = [Some(container.runtime.to_string()), image, compose]
+    let pod = pod.map(|pod| format!("pod {}", pod.full_name()));
+    let about: Vec<_> = [Some(container.runtime.to_string()), image, compose, pod]
         .into_iter()
         .flatten()
         .collect();

@@ -175,7 +175,7 @@ fn render_published(out: &mut String, published: &Published, port: u16) {
             address.to_string()
         }
     });
-    let of = container(&published.container);
+    let of = container(&published.container, published.pod.as_ref());
     let text = format!(
         "{of} publishes its port {}/{} as {port} on {address}, by the packet filter and without a socket",
         published.port, published.protocol

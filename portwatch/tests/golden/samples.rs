@@ -6,8 +6,9 @@ use std::sync::Arc;
 use portwatch::event::{
     AbstractText, Actor, Address, Ancestor, Bind, Body, Cause, Conflict, Container, End, Event,
     Evidence, Family, HeldSocket, Holder, LastUse, LastUser, Listed, Listen, Lost, Missing,
-    Newcomer, Options, Outcome, Ownership, PathText, Phase, Place, PortRange, Process, Published,
-    Reason, Release, Result, Socket, Start, State, Step, Time, Timewait, Timewaits, Transport, Why,
+    Newcomer, Options, Outcome, Ownership, PathText, Phase, Place, Pod, PortRange, Process,
+    Published, Publishes, Reason, Release, Result, Socket, Start, State, Step, Time, Timewait,
+    Timewaits, Transport, Why,
 };
 use portwatch_common::record::option;
 
@@ -72,6 +73,7 @@ pub fn why() -> Why {
                 advice: "stop 3998 (kill 3998)".into(),
                 evidence: None,
                 holders: Vec::new(),
+                publishes: None,
             }),
             range: PortRange {
                 ephemeral: true,
@@ -80,6 +82,7 @@ pub fn why() -> Why {
         }],
         published: vec![Published {
             container: contained().container.unwrap(),
+            pod: None,
             protocol: "tcp".into(),
             address: Some([0, 0, 0, 0].into()),
             port: 80,
@@ -233,6 +236,24 @@ pub fn contained() -> Process {
         namespace_pid: Some(7),
         container: Some(container(Some("web-1"))),
         unit: Some("docker.service".into()),
+        ..Process::default()
+    }
+}
+
+/// A process of a pod of Kubernetes.
+pub fn in_pod() -> Process {
+    Process {
+        container: Some(Container {
+            runtime: "containerd".into(),
+            labels: BTreeMap::new(),
+            ..container(Some("nginx"))
+        }),
+        pod: Some(Pod {
+            namespace: Some("shop".into()),
+            name: "web-7d9f".into(),
+            uid: Some("2f9e1a7c-6b0d-4c57-9e58-0d6f3b1f2a11".into()),
+            container: Some("nginx".into()),
+        }),
         ..Process::default()
     }
 }
@@ -689,6 +710,42 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                         processes: vec![actor(3998, "node", contained())],
                         publishes: None,
                     }],
+                    publishes: None,
+                })),
+                process: Some(actor(4312, "node", runner())),
+            }),
+        ),
+        (
+            "bind of a runtime for a container, refused by a pod",
+            Body::Bind(Bind {
+                result: failed("EADDRINUSE", 98),
+                socket: tcp4([0, 0, 0, 0], 3000),
+                requested: None,
+                autobind: false,
+                conflict: Some(Box::new(Conflict {
+                    cause: Cause::DualStack,
+                    summary: "node[3998] listens on [::] without IPV6_V6ONLY".into(),
+                    advice: "stop it".into(),
+                    evidence: Some(Evidence::Locked),
+                    holders: vec![Holder {
+                        socket: HeldSocket {
+                            socket: Socket {
+                                state: Some(State::Listen),
+                                ..tcp6("::", 3000, 0)
+                            },
+                            uid: Some(1000),
+                        },
+                        ownership: Some(Ownership::Verified),
+                        bound_at: Some(Time(NOON)),
+                        expires_in_ms: None,
+                        processes: vec![actor(3998, "nginx", in_pod())],
+                        publishes: None,
+                    }],
+                    publishes: Some(Publishes {
+                        container: container(Some("web-1")),
+                        pod: None,
+                        port: Some(80),
+                    }),
                 })),
                 process: Some(actor(4312, "node", runner())),
             }),

@@ -5,21 +5,17 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use portwatch_tests::{Netns, Program, patience, signal, start, wait};
+use portwatch_tests::{Netns, Program, signal, start, wait};
 use tempfile::TempDir;
 
-/// How long the daemon and its containers may take: dozens of times as long as they do.
-fn limit() -> Duration {
-    Duration::from_secs(60) * patience()
-}
+use crate::room::{limit, make_root_file_system, output, remove_group};
 
 /// The image that all containers are made of: busybox and nothing else.
-const IMAGE: &str = "portwatch-test:1";
+pub const IMAGE: &str = "portwatch-test:1";
 
 /// A running dockerd, in a network and mount namespace of its own.
 pub struct Docker {
@@ -71,22 +67,8 @@ impl Docker {
     }
 
     fn make_image(&self) {
-        let root = self.folder.path().join("root");
-        std::fs::create_dir_all(root.join("bin")).unwrap();
-        let path = std::env::var_os("PATH").unwrap();
-        let busybox = std::env::split_paths(&path)
-            .map(|folder| folder.join("busybox"))
-            .find(|file| file.is_file());
-        std::fs::copy(busybox.unwrap(), root.join("bin/busybox")).unwrap();
+        make_root_file_system(self.folder.path());
         let archive = self.folder.path().join("root.tar");
-        let status = Command::new("tar")
-            .arg("-C")
-            .arg(&root)
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status();
-        assert!(status.unwrap().success());
         self.docker(&["import", archive.to_str().unwrap(), IMAGE]);
     }
 
@@ -94,20 +76,20 @@ impl Docker {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Runs `docker` to its end, whatever that is.
-    pub fn try_docker(&self, arguments: &[&str]) -> Output {
+    /// `docker`, which talks to this daemon.
+    pub fn command(&self) -> Command {
         let mut command = Command::new("docker");
         command
             .arg("--host")
             .arg(format!("unix://{}", self.socket().display()))
-            .args(arguments)
             .env("DOCKER_CONFIG", self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        portwatch_tests::spawn(&mut command)
-            .wait_with_output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `docker` to its end, whatever that is.
+    pub fn try_docker(&self, arguments: &[&str]) -> Output {
+        output(self.command().args(arguments))
     }
 
     fn socket(&self) -> PathBuf {
@@ -150,6 +132,7 @@ impl Drop for Docker {
         }
         signal(&self.daemon, Signal::SIGTERM);
         wait(&mut self.daemon, limit());
+        remove_group("docker");
     }
 }
 

@@ -1,71 +1,37 @@
 //! Docker's containers, as holders and as newcomers.
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Instant;
 
 use portwatch_tests::expect::inet;
-use portwatch_tests::trace::shown;
-use portwatch_tests::{LIMIT, Netns, Socket, Trace, netns, portwatch, spawn};
+use portwatch_tests::{LIMIT, Trace, portwatch, spawn};
 use serde_json::{Value, json};
 
 use crate::daemon::Docker;
+use crate::scene::Scene;
 
-/// A trace, and a daemon whose namespace is that of the scenario.
+/// A daemon, and what is traced of it.
 struct Host {
     docker: Docker,
-    trace: Arc<Trace>,
-    from: usize,
+    scene: Scene,
+}
+
+impl std::ops::Deref for Host {
+    type Target = Scene;
+
+    fn deref(&self) -> &Scene {
+        &self.scene
+    }
 }
 
 impl Host {
     fn new(options: &[&str]) -> Self {
-        let trace = Trace::shared();
-        let from = trace.seen();
+        let trace = Scene::trace();
+        let docker = Docker::start(options);
         Self {
-            docker: Docker::start(options),
-            trace,
-            from,
+            scene: Scene::new(trace, &docker.netns),
+            docker,
         }
-    }
-
-    fn netns(&self) -> &Netns {
-        &self.docker.netns
-    }
-
-    /// Waits for an event.
-    fn wait(&self, wanted: &str, is: impl Fn(&Value) -> bool) -> Value {
-        self.wait_from(self.from, wanted, is)
-    }
-
-    fn wait_from(&self, from: usize, wanted: &str, is: impl Fn(&Value) -> bool) -> Value {
-        let seen = self.trace.wait_for(from, *LIMIT, is);
-        seen.unwrap_or_else(|why| {
-            let lines = shown(&self.trace.lines(from));
-            panic!("{wanted} did not come: {why}; seen:\n{lines}")
-        })
-    }
-
-    /// Waits for the refused bind of a port of the daemon's namespace, by a program.
-    fn refused(&self, from: usize, comm: &str, port: u16) -> Value {
-        let netns = self.netns().inode();
-        self.wait_from(from, &format!("the failed bind of {port}"), |event| {
-            event["event"] == "bind"
-                && event["error"] == "EADDRINUSE"
-                && event["process"]["comm"] == comm
-                && event["socket"]["netns"] == netns
-                && event["socket"]["local"]["port"] == port
-        })
-    }
-
-    /// Has a process of the host refused a port of all addresses.
-    fn refuse(&self, port: u16) -> Value {
-        let from = self.trace.seen();
-        self.netns().run(|| {
-            let error = Socket::tcp4().bind(&format!("0.0.0.0:{port}")).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
-        });
-        self.refused(from, netns::COMM, port)["conflict"].clone()
     }
 }
 
@@ -167,16 +133,12 @@ fn a_port_that_dockerd_itself_holds() {
 #[test]
 fn a_process_of_the_host_refuses_a_published_port() {
     let host = Host::new(&[]);
-    let _listener = host.netns().run(|| {
-        let listener = Socket::tcp4().bound("0.0.0.0:9090");
-        listener.listen(1).unwrap();
-        listener
-    });
-    let arguments = Docker::run_arguments(&["-p", "9090:80"], &["sleep", "600"]);
+    let _listener = host.listener(9090);
+    let arguments = Docker::run_arguments(&["--name", "web-1", "-p", "9090:80"], &["sleep", "600"]);
     let output = host.docker.try_docker(&arguments);
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.contains("address already in use"), "{told}");
-    let refused = host.refused(host.from, "docker-proxy", 9090);
+    let refused = host.refused(0, "docker-proxy", 9090);
     let conflict = &refused["conflict"];
     assert_eq!(conflict["cause"], "listener", "{conflict}");
     let holder = &conflict["holders"][0];
@@ -186,6 +148,12 @@ fn a_process_of_the_host_refuses_a_published_port() {
         "{holder}"
     );
     assert!(holder["publishes"].is_null(), "{holder}");
+    // The daemon has made the container before its port was refused.
+    let id = host
+        .docker
+        .docker(&["ps", "--all", "--quiet", "--no-trunc"]);
+    let wanted = json!({"container": container(&id, "web-1", &json!({})), "port": 80});
+    assert_eq!(conflict["publishes"], wanted, "{conflict}");
 }
 
 #[test]
@@ -200,7 +168,7 @@ fn a_container_of_the_hosts_network_refuses_another() {
         });
         id
     });
-    let refused = host.refused(host.from, "busybox", 7070);
+    let refused = host.refused(0, "busybox", 7070);
     let of = |place: usize| container(&ids[place], names[place], &json!({}));
     assert_eq!(refused["process"]["container"], of(1), "{refused}");
     let conflict = &refused["conflict"];
@@ -256,4 +224,45 @@ fn a_container_that_is_renamed() {
         }
         assert!(begin.elapsed() < *LIMIT, "{conflict}");
     }
+}
+
+/// By name, by the beginning of the id, and by label; and what docker-proxy is refused for a container.
+#[test]
+fn events_of_one_container() {
+    let host = Host::new(&[]);
+    let _listener = host.listener(9090);
+    let web = [&LABELS[..], &["--name", "web-1"]].concat();
+    let web_id = host.docker.run(&web, &["sleep", "600"]);
+    let other_id = host.docker.run(&["--name", "other"], &["sleep", "600"]);
+    let wanted = ["web-1", &web_id[..12], "com.docker.compose.service=web"];
+    let traces = wanted.map(|wanted| Trace::start(&["--container", wanted]));
+    let refusals = Trace::start(&["--container", "refused", "--failed"]);
+    // One that lives on and one that is gone when its event is told.
+    for (name, port) in [("other", "85"), ("web-1", "86")] {
+        host.docker
+            .docker(&["exec", name, "/bin/busybox", "httpd", "-p", port]);
+    }
+    let refused = ["--name", "refused", "-p", "9090:80"];
+    let arguments = Docker::run_arguments(&refused, &["sleep", "600"]);
+    assert!(!host.docker.try_docker(&arguments).status.success());
+    for (trace, wanted) in traces.into_iter().zip(wanted) {
+        let seen = trace.wait_for(0, *LIMIT, |event| {
+            event["event"] == "bind" && event["socket"]["local"]["port"] == 86
+        });
+        let seen = seen.unwrap_or_else(|why| panic!("with {wanted}: {why}"));
+        let container = &seen["process"]["container"];
+        assert_eq!(container["id"], web_id.as_str(), "with {wanted}");
+        assert_eq!(container["name"], "web-1", "with {wanted}");
+        let lines = trace.stop().lines;
+        let of_other = |line: &&Value| line["process"]["container"]["id"] == other_id.as_str();
+        assert_eq!(lines.iter().find(of_other), None, "with {wanted}");
+        assert_eq!(lines[0]["filters"]["container"], json!([wanted]));
+    }
+    let seen = refusals
+        .wait_for(0, *LIMIT, |event| event["event"] == "bind")
+        .unwrap();
+    assert_eq!(seen["process"]["comm"], "docker-proxy", "{seen}");
+    let publishes = &seen["conflict"]["publishes"];
+    assert_eq!(publishes["container"]["name"], "refused", "{seen}");
+    assert_eq!(publishes["port"], 80, "{seen}");
 }

@@ -5,5 +5,10 @@
     reason = "a test program: what cannot go on panics"
 )]
 
+mod containerd;
 mod daemon;
 mod docker;
+mod inside;
+mod podman;
+mod room;
+mod scene;

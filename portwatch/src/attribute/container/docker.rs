@@ -8,11 +8,8 @@ use serde::Deserialize;
 
 use super::file::{Content, Source, read};
 use super::stores::Store;
-use super::{Answer, Publication, text};
+use super::{Answer, LOOKED_THROUGH, Named, Publication, kubernetes, text};
 use crate::event::Container;
-
-/// How many containers of a daemon are looked through for a port.
-const LOOKED_THROUGH: usize = 1024;
 
 /// The name, image and labels of a container below a data root.
 pub(super) fn container(data_root: &Path, id: &str) -> Answer {
@@ -23,12 +20,12 @@ pub(super) fn container(data_root: &Path, id: &str) -> Answer {
         Content::Broken => return Answer::Broken,
     };
     match parse(&bytes, id) {
-        Some(record) => Answer::Found(record.container(), Source { path, stamp }),
+        Some(record) => Answer::Found(Box::new(record.named()), Source { path, stamp }),
         None => Answer::Broken,
     }
 }
 
-/// The ports that the running containers of a daemon publish.
+/// The ports that the containers of a daemon publish, or would if they ran.
 pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
     let Ok(entries) = std::fs::read_dir(store.path.join("containers")) else {
         return;
@@ -39,7 +36,17 @@ pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
         if let Content::Read(bytes, _) = read(&record_path(&store.path, id))
             && let Some(record) = parse(&bytes, id)
         {
-            found.extend(record.publications(store.netns));
+            let host = store
+                .path
+                .join("containers")
+                .join(id)
+                .join("hostconfig.json");
+            let bindings = match read(&host) {
+                Content::Read(bytes, _) => serde_json::from_slice::<HostConfig>(&bytes).ok(),
+                _ => None,
+            };
+            let bindings = bindings.and_then(|host| host.bindings);
+            found.extend(record.publications(bindings, store.netns));
         }
     }
 }
@@ -93,11 +100,20 @@ struct State {
 
 #[derive(Deserialize)]
 struct Network {
-    /// By `80/tcp`; null where the port is exposed and not published.
     #[serde(rename = "Ports")]
-    ports: Option<BTreeMap<String, Option<Vec<HostPort>>>>,
+    ports: Option<Ports>,
     #[serde(rename = "Networks")]
     networks: Option<BTreeMap<String, Option<Endpoint>>>,
+}
+
+/// By `80/tcp`; null where the port is exposed and not published.
+type Ports = BTreeMap<String, Option<Vec<HostPort>>>;
+
+/// `hostconfig.json`.
+#[derive(Deserialize)]
+struct HostConfig {
+    #[serde(rename = "PortBindings")]
+    bindings: Option<Ports>,
 }
 
 #[derive(Deserialize)]
@@ -124,6 +140,15 @@ struct Daemon {
 }
 
 impl Record {
+    fn named(&self) -> Named {
+        let container = self.container();
+        Named {
+            // With cri-dockerd.
+            pod: kubernetes::pod(&container.labels),
+            container,
+        }
+    }
+
     fn container(&self) -> Container {
         let name = self.name.as_deref().unwrap_or_default();
         let config = self.config.as_ref();
@@ -139,18 +164,23 @@ impl Record {
         }
     }
 
-    fn publications(&self, netns: Option<u32>) -> Vec<Publication> {
+    /// What it publishes while it runs; what it is to publish (`bindings`), while it does not.
+    fn publications(&self, bindings: Option<Ports>, netns: Option<u32>) -> Vec<Publication> {
         let running = self.state.as_ref().is_some_and(|state| state.running);
-        let (true, Some(network)) = (running, &self.network) else {
-            return Vec::new();
-        };
-        let addresses: Vec<IpAddr> = (network.networks.iter().flatten())
+        let network = self.network.as_ref();
+        let addresses: Vec<IpAddr> = (network.iter())
+            .flat_map(|network| network.networks.iter().flatten())
             .filter_map(|(_, endpoint)| endpoint.as_ref())
             .flat_map(|endpoint| [&endpoint.ipv4, &endpoint.ipv6])
             .filter_map(|address| address.parse().ok())
             .collect();
+        let ports = if running {
+            network.and_then(|network| network.ports.as_ref())
+        } else {
+            bindings.as_ref()
+        };
         let mut publications = Vec::new();
-        for (port, bindings) in network.ports.iter().flatten() {
+        for (port, bindings) in ports.into_iter().flatten() {
             let Some((port, protocol)) = port.split_once('/') else {
                 continue;
             };
@@ -160,13 +190,14 @@ impl Record {
                     continue;
                 };
                 publications.push(Publication {
-                    container: self.container(),
+                    named: self.named(),
                     protocol: protocol.to_owned(),
                     host_address: binding.ip.parse().ok(),
                     host_port,
                     port,
                     addresses: addresses.clone(),
                     netns,
+                    running,
                 });
             }
         }

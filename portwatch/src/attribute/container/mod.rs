@@ -5,10 +5,17 @@
 //! file: it is read up to a limit, without ever waiting for it, and what
 //! cannot be understood leaves the container with just its id.
 
+mod ancestor;
+mod bolt;
+mod bundle;
+mod containerd;
 mod docker;
 mod file;
+mod kubernetes;
+mod libpod;
 mod proxy;
 mod publish;
+mod sqlite;
 mod storage;
 mod stores;
 
@@ -19,17 +26,42 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+pub use ancestor::by_ancestor;
 pub use publish::Publication;
 
 use self::file::Source;
 use self::stores::Stores;
-use super::cgroup::{ContainerRef, is_id};
-use crate::event::Container;
+use super::cgroup::{ContainerRef, is_containerd_id, is_id};
+use crate::event::{Container, Pod};
 
 /// How many containers are kept in mind.
 const CAPACITY: usize = 256;
+/// How many containers of a runtime are looked through.
+const LOOKED_THROUGH: usize = 1024;
 /// How long an answer is good without another look at its file.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long it is not looked again for what was not found, at least: as long as a look takes, lest
+/// nothing else be done.
+const MISSED: Duration = Duration::from_millis(5);
+
+/// A container by name, and the pod it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The container.
+    pub container: Container,
+    /// Its pod, of Kubernetes or podman.
+    pub pod: Option<Pod>,
+}
+
+impl From<Container> for Named {
+    /// One that is in no pod.
+    fn from(container: Container) -> Self {
+        Self {
+            container,
+            pod: None,
+        }
+    }
+}
 
 /// The containers of a host, by the records of their runtimes.
 ///
@@ -68,7 +100,7 @@ impl<T> Looked<T> {
 /// What is remembered of a container.
 #[derive(Debug)]
 struct Entry {
-    container: Container,
+    named: Named,
     /// The record it was read from; none if there was none.
     source: Option<Source>,
     /// When that was last looked at.
@@ -82,7 +114,7 @@ enum Answer {
     /// There is a record, but it cannot be understood.
     Broken,
     /// There is one.
-    Found(Container, Source),
+    Found(Box<Named>, Source),
 }
 
 impl Containers {
@@ -90,7 +122,8 @@ impl Containers {
     ///
     /// Docker's data is where the running daemons say by their arguments or `daemon.json`, and
     /// where `etc/docker/daemon.json` says, else in `var/lib/docker`. Podman's is where the running
-    /// conmons say, and in `var/lib/containers/storage`.
+    /// conmons say, those of every user, and in `var/lib/containers/storage`. containerd's is where the
+    /// running daemons say by their arguments or `config.toml`, and in `var/lib/containerd`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
         Self {
@@ -114,51 +147,85 @@ impl Containers {
     ///
     /// An answer up to a second old is given again without a look at the disk.
     /// When the record of a container is gone, what was known of it stays.
-    pub fn get(&mut self, reference: &ContainerRef, now: Instant) -> Container {
+    pub fn get(&mut self, reference: &ContainerRef, now: Instant) -> Named {
         if let Some(entry) = self.cache.get_mut(reference) {
             let fresh = now.saturating_duration_since(entry.checked) < FRESH;
             if fresh || entry.source.as_ref().is_some_and(Source::is_current) {
                 if !fresh {
                     entry.checked = now;
                 }
-                return entry.container.clone();
+                return entry.named.clone();
             }
         }
-        let (container, source) = match self.read(reference, now) {
-            Answer::Found(container, source) => (container, Some(source)),
-            Answer::Broken => (just_id(reference), None),
+        let (named, source) = match self.read(reference, now) {
+            Answer::Found(named, source) => (*named, Some(source)),
+            Answer::Broken => (just_id(reference).into(), None),
             Answer::Absent => {
-                let known = self.cache.pop(reference).map(|entry| entry.container);
-                (known.unwrap_or_else(|| just_id(reference)), None)
+                let known = self.cache.pop(reference).map(|entry| entry.named);
+                (known.unwrap_or_else(|| just_id(reference).into()), None)
             }
         };
         let entry = Entry {
-            container: container.clone(),
+            named: named.clone(),
             source,
             checked: now,
         };
         self.cache.put(reference.clone(), entry);
-        container
+        named
     }
 
     fn read(&mut self, reference: &ContainerRef, now: Instant) -> Answer {
-        // The id becomes part of a path.
-        if !is_id(&reference.id) {
+        // The id becomes part of a path; those of containerd may be names.
+        let usable = match reference.runtime {
+            "containerd" => is_containerd_id(&reference.id),
+            _ => is_id(&reference.id),
+        };
+        if !usable {
             return Answer::Absent;
         }
-        let (root, docker_data) = (&self.root, self.docker_data.as_deref());
-        let stores = self
-            .stores
-            .refresh(now, FRESH, || Stores::of(root, docker_data));
-        match reference.runtime {
-            // Containers of cri-dockerd look like containerd's: only their record is Docker's.
-            "docker" | "containerd" => {
-                let answers = stores.docker.iter();
-                first(answers.map(|store| docker::container(&store.path, &reference.id)))
+        // Of a daemon that was started a moment ago nothing is known yet.
+        for fresh in [FRESH, MISSED.max(self.stores.took)] {
+            let (root, docker_data) = (&self.root, self.docker_data.as_deref());
+            let stores = self
+                .stores
+                .refresh(now, fresh, || Stores::of(root, docker_data));
+            let answer = stores.read(reference);
+            if !matches!(answer, Answer::Absent) {
+                return answer;
             }
-            "podman" | "cri-o" => {
-                let answers = stores.storage.iter();
-                first(answers.map(|store| storage::container(&store.path, reference)))
+        }
+        Answer::Absent
+    }
+}
+
+impl Stores {
+    fn read(&self, reference: &ContainerRef) -> Answer {
+        let id = &reference.id;
+        let docker = || {
+            self.docker
+                .iter()
+                .map(|store| docker::container(&store.path, id))
+        };
+        let containerd = || {
+            self.containerd
+                .iter()
+                .map(|store| containerd::container(store, id))
+        };
+        let storage = || self.storage.iter();
+        match reference.runtime {
+            "docker" => first(docker()),
+            // Containers of cri-dockerd look like containerd's: only their record is Docker's.
+            "containerd" => first(docker().chain(containerd())),
+            "podman" => {
+                let own = storage().map(|store| libpod::container(&store.path, id));
+                first(own.chain(storage().map(|store| storage::container(&store.path, reference))))
+            }
+            "cri-o" => {
+                let bundles = storage().map(|store| storage::of_cri_o(&store.path, id));
+                first(
+                    bundles
+                        .chain(storage().map(|store| storage::container(&store.path, reference))),
+                )
             }
             _ => Answer::Absent,
         }

@@ -15,15 +15,19 @@ pub(super) enum Proxy {
         /// The container's port.
         port: u16,
     },
+    /// `podman` itself, which takes the ports and leaves them to conmon.
+    Podman,
     /// `conmon` of podman, with the id of its container.
     Conmon(String),
-    /// `pasta` or `slirp4netns` of podman without root: the path of the container's network
-    /// namespace, and with `pasta` the mappings.
-    Netns {
+    /// `pasta` of podman without root: the path of the container's network namespace, and the mappings.
+    Pasta {
         path: String,
         tcp: Vec<Mapping>,
         udp: Vec<Mapping>,
     },
+    /// `slirp4netns`: the path of the container's network namespace, and its id where that is in the name
+    /// of the socket by which it is told of ports.
+    Slirp4netns { path: String, id: Option<String> },
     /// `rootlessport`: it is in the container's network namespace.
     InNetns,
     /// `dockerd`, which publishes for all its containers.
@@ -64,19 +68,32 @@ impl Proxy {
                 port: after(&["-container-port"])?.parse().ok()?,
             }),
             "conmon" => after(&["-c", "--cid"]).map(|id| Self::Conmon(id.to_owned())),
-            "pasta" | "pasta.avx2" | "slirp4netns" => Some(Self::Netns {
-                path: (arguments.iter())
-                    .find(|argument| argument.starts_with('/') && argument.contains("/netns/"))?
-                    .to_string(),
+            "pasta" | "pasta.avx2" => Some(Self::Pasta {
+                path: netns_path(arguments)?,
                 tcp: mappings(arguments, &["-t", "--tcp-ports"]),
                 udp: mappings(arguments, &["-u", "--udp-ports"]),
             }),
-            "rootlessport" => Some(Self::InNetns),
+            "slirp4netns" => Some(Self::Slirp4netns {
+                path: netns_path(arguments)?,
+                id: after(&["--api-socket"]).and_then(|path| {
+                    let name = path.rsplit('/').next()?;
+                    Some(name.strip_suffix(".net")?.to_owned())
+                }),
+            }),
+            "podman" => Some(Self::Podman),
+            // The latter is how it starts itself in the container's network namespace.
+            "rootlessport" | "rootlessport-child" => Some(Self::InNetns),
             "dockerd" => Some(Self::Daemon),
             "rootlesskit" => Some(Self::Rootlesskit),
             _ => None,
         }
     }
+}
+
+/// The argument that is the path of a network namespace.
+fn netns_path(arguments: &[Text]) -> Option<String> {
+    let is = |argument: &&Text| argument.starts_with('/') && argument.contains("/netns/");
+    Some(arguments.iter().find(is)?.to_string())
 }
 
 /// What stands after one of the options.
@@ -119,11 +136,17 @@ mod tests {
 
     #[test]
     fn what_arguments_tell() {
-        let netns = |tcp, udp| {
-            Some(Proxy::Netns {
+        let pasta = |tcp, udp| {
+            Some(Proxy::Pasta {
                 path: "/run/user/1000/netns/netns-1".to_owned(),
                 tcp,
                 udp,
+            })
+        };
+        let slirp4netns = |id: Option<&str>| {
+            Some(Proxy::Slirp4netns {
+                path: "/run/user/1000/netns/netns-1".to_owned(),
+                id: id.map(str::to_owned),
             })
         };
         let cases = [
@@ -157,16 +180,22 @@ mod tests {
             (
                 "pasta --config-net -t 8080-8081:80-81 -t 127.0.0.1/443-443:8443-8443 -u 53 \
                  --netns /run/user/1000/netns/netns-1",
-                netns(
+                pasta(
                     vec![map(8080, 8081, 80), map(443, 443, 8443)],
                     vec![map(53, 53, 53)],
                 ),
             ),
             (
                 "slirp4netns -c -r 3 --netns-type=path /run/user/1000/netns/netns-1 tap0",
-                netns(Vec::new(), Vec::new()),
+                slirp4netns(None),
+            ),
+            (
+                "slirp4netns -c --api-socket /run/user/1000/libpod/tmp/12ab.net \
+                 --netns-type=path /run/user/1000/netns/netns-1 tap0",
+                slirp4netns(Some("12ab")),
             ),
             ("pasta -t none", None),
+            ("/usr/bin/podman run -p 8080:80 web", Some(Proxy::Podman)),
             ("rootlessport", Some(Proxy::InNetns)),
             ("/usr/sbin/dockerd -H fd://", Some(Proxy::Daemon)),
             ("rootlesskit --net=slirp4netns", Some(Proxy::Rootlesskit)),

@@ -3,26 +3,22 @@
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::proxy::Proxy;
 use super::stores::{Stores, below};
-use super::{Containers, FRESH, docker};
+use super::{Containers, FRESH, MISSED, Named, containerd, docker, libpod};
 use crate::attribute::cgroup::{ContainerRef, is_id};
 use crate::attribute::process;
-use crate::event::{Actor, Address, Container, Publishes, Socket, Transport};
+use crate::event::{Actor, Address, Publishes, Socket, Transport};
 
-/// How long it is not looked again for a port that was not found, at least: as long as a look takes,
-/// lest nothing else be done.
-const MISSED: Duration = Duration::from_millis(5);
-
-/// A port of the host that leads to a port of a running container, by its runtime's record.
+/// A port of the host that leads to a port of a container while it runs, by its runtime's record.
 ///
 /// No socket of the host need have it: the packet filter alone may do the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// The container.
-    pub container: Container,
+    pub named: Named,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// The address of the host, which may be a wildcard; none if the record does not tell.
@@ -36,6 +32,8 @@ pub struct Publication {
     /// Inode number of the network namespace in which the daemon publishes, where one was seen
     /// running.
     pub netns: Option<u32>,
+    /// Whether the container runs. Of one that does not, it is what it is to publish.
+    pub running: bool,
 }
 
 impl Containers {
@@ -45,7 +43,9 @@ impl Containers {
     /// They are read anew if that was not done in the last second, and at once if the port is not
     /// found.
     pub fn publishing(&mut self, port: u16, now: Instant) -> Vec<Publication> {
-        self.look(now, |publication| publication.host_port == port)
+        self.look(now, |publication| {
+            publication.running && publication.host_port == port
+        })
     }
 
     /// Those wanted. Others on the same port, of another daemon, do not make up for them.
@@ -58,6 +58,12 @@ impl Containers {
                 let mut found = Vec::new();
                 for store in &stores.docker {
                     docker::publications(store, &mut found);
+                }
+                for store in &stores.storage {
+                    libpod::publications(store, None, &mut found);
+                }
+                for store in &stores.containerd {
+                    containerd::publications(store, &mut found);
                 }
                 found
             });
@@ -77,20 +83,32 @@ impl Containers {
         processes: &[Actor],
         now: Instant,
     ) -> Option<Publishes> {
-        let proxies = processes.iter().filter_map(|actor| {
+        processes.iter().find_map(|actor| {
             let proxy = Proxy::of(actor)?;
-            Some((actor, proxy))
-        });
-        proxies
-            .filter_map(|(actor, proxy)| self.published_by(socket, actor, &proxy, now))
-            .next()
+            let by_record = self.recorded(socket, actor, &proxy, true, now);
+            by_record.or_else(|| self.published_by(socket, actor, &proxy, now))
+        })
     }
 
-    fn published_by(
+    /// The port of a container that a process was refused a socket for, if it is a container runtime's and
+    /// there is no doubt which one.
+    pub fn to_publish(
+        &mut self,
+        socket: &Socket,
+        process: &Actor,
+        now: Instant,
+    ) -> Option<Publishes> {
+        let proxy = Proxy::of(process)?;
+        self.recorded(socket, process, &proxy, false, now)
+    }
+
+    /// By the records of containers that run, or of those that do not.
+    fn recorded(
         &mut self,
         socket: &Socket,
         actor: &Actor,
         proxy: &Proxy,
+        running: bool,
         now: Instant,
     ) -> Option<Publishes> {
         let (address, port) = match socket.local {
@@ -98,78 +116,149 @@ impl Containers {
             _ => return None,
         };
         let protocol = protocol(socket.transport.as_ref()?)?;
-        let mut publication = |is: &dyn Fn(&Publication) -> bool| {
-            let mut of = self.look(now, |publication| {
-                publication.host_port == port && publication.protocol == protocol && is(publication)
-            });
-            of.sort_by_key(|publication| publication.host_address != Some(address));
-            of.into_iter().next().map(|publication| Publishes {
-                container: publication.container,
-                port: Some(publication.port),
-            })
-        };
-        let same_netns = |publication: &Publication| {
-            publication.netns.is_none() || publication.netns == socket.netns
-        };
-        match proxy {
-            Proxy::Docker {
-                address: container,
-                port,
-            } => publication(&|publication| {
-                publication.port == *port
-                    && publication.addresses.contains(container)
-                    && same_netns(publication)
-            }),
-            Proxy::Daemon => publication(&|publication| {
-                publication.host_address == Some(address) && same_netns(publication)
-            }),
-            // The daemon's namespace is not the host's; which address the host's socket has is
-            // rootlesskit's choice.
-            Proxy::Rootlesskit => publication(&|_| true),
-            Proxy::Conmon(id) if is_id(id) => {
-                let podman = ContainerRef {
-                    runtime: "podman",
-                    id: id.clone(),
-                };
-                let container = self.get(&podman, now);
-                Some(Publishes {
-                    container,
-                    port: None,
-                })
+        let mut of = self.look(now, |publication| {
+            publication.running == running
+                && publication.host_port == port
+                && publication.protocol == protocol
+                && publication.is_by(proxy, address)
+                // Of rootlesskit's daemon it is another than the host's.
+                && (matches!(proxy, Proxy::Rootlesskit)
+                    || publication.netns.is_none_or(|netns| Some(netns) == socket.netns))
+        });
+        if !running {
+            only(&mut of, |publication| publication.is_named(actor));
+            let container = &of.first()?.named.container;
+            if of.iter().any(|other| other.named.container != *container) {
+                return None;
             }
-            Proxy::Conmon(_) => None,
-            Proxy::Netns { path, tcp, udp } => {
-                let proc = self.root.join("proc").join(actor.pid.to_string());
-                let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path))).ok()?;
-                let container = self.in_netns(u32::try_from(netns.ino()).ok()?, now)?;
+        }
+        of.sort_by_key(|publication| publication.host_address != Some(address));
+        of.into_iter().next().map(|publication| Publishes {
+            container: publication.named.container,
+            pod: publication.named.pod,
+            port: Some(publication.port),
+        })
+    }
+
+    /// By what the process itself tells, where no record of a port was found: the container, and what
+    /// its record says by now.
+    fn published_by(
+        &mut self,
+        socket: &Socket,
+        actor: &Actor,
+        proxy: &Proxy,
+        now: Instant,
+    ) -> Option<Publishes> {
+        let host_port = socket.local.as_ref().and_then(Address::port)?;
+        let protocol = protocol(socket.transport.as_ref()?)?;
+        let mut port = None;
+        let reference = match proxy {
+            Proxy::Conmon(id) => podman(id)?,
+            Proxy::Slirp4netns { id: Some(id), .. } => podman(id)?,
+            Proxy::Slirp4netns { path, .. } => self.in_netns_at(actor, path)?,
+            Proxy::Pasta { path, tcp, udp } => {
                 let mappings = if protocol == "udp" { udp } else { tcp };
-                Some(Publishes {
-                    container,
-                    port: (mappings.iter()).find_map(|mapping| mapping.port(port)),
-                })
+                port = mappings.iter().find_map(|mapping| mapping.port(host_port));
+                self.in_netns_at(actor, path)?
             }
             Proxy::InNetns => {
-                let netns = actor
-                    .process
-                    .netns
-                    .filter(|own| Some(*own) != socket.netns)?;
-                Some(Publishes {
-                    container: self.in_netns(netns, now)?,
-                    port: None,
-                })
+                let own = actor.process.netns;
+                self.in_netns(own.filter(|own| Some(*own) != socket.netns)?)?
+            }
+            _ => return None,
+        };
+        let Named { container, pod } = self.get(&reference, now);
+        let mut recorded = Vec::new();
+        for store in &self.stores.found.storage {
+            libpod::publications(store, Some(&reference.id), &mut recorded);
+        }
+        let mut recorded = recorded.into_iter();
+        let is = |one: &Publication| one.host_port == host_port && one.protocol == protocol;
+        Some(Publishes {
+            container,
+            pod,
+            port: port.or_else(|| Some(recorded.find(is)?.port)),
+        })
+    }
+
+    /// The container whose network namespace is at a path as a process sees it.
+    fn in_netns_at(&self, actor: &Actor, path: &str) -> Option<ContainerRef> {
+        let proc = self.root.join("proc").join(actor.pid.to_string());
+        let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path))).ok()?;
+        self.in_netns(u32::try_from(netns.ino()).ok()?)
+    }
+
+    /// The container whose processes are in a network namespace.
+    fn in_netns(&self, netns: u32) -> Option<ContainerRef> {
+        let proc = self.root.join("proc");
+        let entries = std::fs::read_dir(&proc).ok()?;
+        entries.flatten().find_map(|entry| {
+            let of = std::fs::metadata(entry.path().join("ns/net")).ok()?;
+            if of.ino() != u64::from(netns) {
+                return None;
+            }
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            process::from_proc(&proc, pid)?.container().cloned()
+        })
+    }
+}
+
+/// A container of podman, if that is an id.
+fn podman(id: &str) -> Option<ContainerRef> {
+    is_id(id).then(|| ContainerRef {
+        runtime: "podman",
+        id: id.to_owned(),
+    })
+}
+
+impl Publication {
+    /// Whether a runtime's process has its socket.
+    fn is_by(&self, proxy: &Proxy, address: IpAddr) -> bool {
+        let container = &self.named.container;
+        match proxy {
+            Proxy::Docker {
+                address: inner,
+                port,
+            } => {
+                // That of a container which does not run yet may not be recorded yet.
+                let unknown = !self.running && self.addresses.is_empty();
+                self.port == *port && (unknown || self.addresses.contains(inner))
+            }
+            Proxy::Daemon => {
+                &*container.runtime == "docker"
+                    && match self.host_address {
+                        Some(host_address) => host_address == address,
+                        None => !self.running,
+                    }
+            }
+            // Which address the host's socket has is rootlesskit's choice.
+            Proxy::Rootlesskit => &*container.runtime != "podman",
+            Proxy::Conmon(id) => *container.id == **id,
+            Proxy::Podman | Proxy::InNetns | Proxy::Pasta { .. } | Proxy::Slirp4netns { .. } => {
+                &*container.runtime == "podman"
             }
         }
     }
 
-    /// The container whose processes are in a network namespace.
-    fn in_netns(&mut self, netns: u32, now: Instant) -> Option<Container> {
-        let entries = std::fs::read_dir(self.root.join("proc")).ok()?;
-        let reference = entries.flatten().find_map(|entry| {
-            let process = entry.path();
-            let of = std::fs::metadata(process.join("ns/net")).ok()?;
-            (of.ino() == u64::from(netns)).then(|| process::container_of(&process))?
-        })?;
-        Some(self.get(&reference, now))
+    /// Whether a command names it, its pod or its id.
+    fn is_named(&self, actor: &Actor) -> bool {
+        let container = &self.named.container;
+        let pod = self.named.pod.as_ref().map(|pod| &pod.name);
+        let mut words = actor.process.args.iter().flatten().skip(1);
+        words.any(|word| {
+            let value = word.split_once('=').map_or(&**word, |(_, value)| value);
+            [container.name.as_ref(), pod, Some(&container.id)]
+                .into_iter()
+                .flatten()
+                .any(|name| **name == *value)
+        })
+    }
+}
+
+/// Leaves those that are, if there are some.
+fn only(of: &mut Vec<Publication>, are: impl Fn(&Publication) -> bool) {
+    if of.iter().any(&are) {
+        of.retain(are);
     }
 }
 

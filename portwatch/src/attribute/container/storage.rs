@@ -4,15 +4,16 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::bundle::Bundle;
 use super::file::{Content, Source, read};
-use super::{Answer, just_id, text};
+use super::{Answer, containerd, just_id, text};
 use crate::attribute::cgroup::ContainerRef;
 use crate::event::Container;
 
 /// The lists of a store. Containers that are run with `--rm` are in the second one.
 const LISTS: [&str; 2] = ["containers.json", "volatile-containers.json"];
 
-/// The name and image of a container, from the folder `overlay-containers` of a store.
+/// The name and image of a container, from the folder `<driver>-containers` of a store.
 pub(super) fn container(store: &Path, reference: &ContainerRef) -> Answer {
     let mut answer = Answer::Absent;
     for list in LISTS {
@@ -42,9 +43,20 @@ pub(super) fn container(store: &Path, reference: &ContainerRef) -> Answer {
             image: text(&metadata.image_name.unwrap_or_default()),
             ..just_id(reference)
         };
-        return Answer::Found(container, Source { path, stamp });
+        return Answer::Found(Box::new(container.into()), Source { path, stamp });
     }
     answer
+}
+
+/// A container of CRI-O, by the bundle in the folder of a store: its annotations tell of the pod.
+pub(super) fn of_cri_o(store: &Path, id: &str) -> Answer {
+    match Bundle::read(store.join(id).join("userdata/config.json")) {
+        Some((bundle, source)) if !bundle.annotations.is_empty() => Answer::Found(
+            Box::new(containerd::of_bundle("cri-o", id, &bundle)),
+            source,
+        ),
+        _ => Answer::Absent,
+    }
 }
 
 /// An element of the lists.

@@ -1,5 +1,7 @@
 //! Records as they are, as they should not be, and as they change.
 
+mod databases;
+
 use std::fs::{self, File};
 use std::time::Duration;
 
@@ -60,8 +62,12 @@ impl Host {
         self.now += Duration::from_millis(milliseconds);
     }
 
-    fn get(&mut self, runtime: &'static str, id: &str) -> Container {
+    fn named(&mut self, runtime: &'static str, id: &str) -> Named {
         self.containers.get(&reference(runtime, id), self.now)
+    }
+
+    fn get(&mut self, runtime: &'static str, id: &str) -> Container {
+        self.named(runtime, id).container
     }
 }
 
@@ -458,7 +464,7 @@ fn ports_that_a_running_container_publishes() {
         found
             .map(|found| {
                 (
-                    found.container.name.unwrap().to_string(),
+                    found.named.container.name.unwrap().to_string(),
                     found.host_address,
                     found.port,
                 )
@@ -499,7 +505,13 @@ fn who_publishes_what_a_proxy_holds() {
     host.write(&docker_path(WEB), DOCKER);
     host.write(STORAGE[0], PODMAN);
     let proxy = "/usr/bin/docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip";
-    let publishes = |container: Container, port| Some(Publishes { container, port });
+    let publishes = |container: Container, port| {
+        Some(Publishes {
+            container,
+            pod: None,
+            port,
+        })
+    };
     let db = container("podman", DB, "db", "docker.io/library/postgres:17");
     let cases = [
         (

@@ -433,10 +433,11 @@ fn published(actors: &mut Actors, options: &Options, places: &[Place]) -> Vec<Pu
         let mut holders = places.iter().flat_map(|place| &place.holders);
         let by_socket = holders.any(|holder| {
             let publishes = holder.publishes.as_ref();
-            publishes.is_some_and(|of| of.container.id == publication.container.id)
+            publishes.is_some_and(|of| of.container.id == publication.named.container.id)
         });
         let one = Published {
-            container: publication.container,
+            container: publication.named.container,
+            pod: publication.named.pod,
             protocol: publication.protocol,
             address: publication.host_address,
             port: publication.port,

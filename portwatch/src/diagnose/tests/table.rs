@@ -164,6 +164,7 @@ pub(super) fn table_of_causes() -> Vec<(Cause, Facts, Cause, Facts)> {
                 facts.holders = vec![of(proxy, held(State::Listen, tcp(at)))];
                 first(facts).holder.publishes = Some(Publishes {
                     container: container(),
+                    pod: None,
                     port: Some(80),
                 });
             }),

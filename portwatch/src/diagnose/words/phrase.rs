@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::diagnose::facts::Held;
-use crate::event::{Actor, Address, Container, State};
+use crate::event::{Actor, Address, Container, Pod, State};
 
 /// The process to speak of: the eldest, of which the others are the workers.
 pub(super) fn first(held: &Held) -> Option<&Actor> {
@@ -58,37 +58,64 @@ pub(super) fn is_any_v6(address: Option<&Address>) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unspecified())
 }
 
-pub(super) fn stop_container(container: &Container) -> String {
-    let runtime = match &*container.runtime {
-        runtime @ ("docker" | "podman") => runtime,
-        "containerd" | "cri-o" => "crictl",
-        _ => return format!("stop {}", named(container)),
-    };
+/// How a container is stopped, so that it does not come back at once.
+pub(super) fn stop_container(container: &Container, pod: Option<&Pod>) -> String {
+    if let Some(stop) = pod.and_then(stop_pod) {
+        return stop;
+    }
     let short: String = container.id.chars().take(12).collect();
-    let handle = container
-        .name
-        .as_deref()
-        .filter(|name| is_plain(name) && runtime != "crictl");
-    format!(
-        "stop container {} ({runtime} stop {})",
-        container.name.as_deref().unwrap_or(&short),
-        handle.unwrap_or(&short)
-    )
+    let name = container.name.as_deref();
+    let handle = name.filter(|name| is_plain(name));
+    let by = match &*container.runtime {
+        runtime @ ("docker" | "podman") => format!("{runtime} stop {}", handle.unwrap_or(&short)),
+        "containerd" if container.labels.contains_key("nerdctl/name") => {
+            format!("nerdctl stop {}", handle.unwrap_or(&short))
+        }
+        // Of `ctr` the id is a name.
+        "containerd" if name == Some(&*container.id) => {
+            format!("ctr tasks kill {}", handle.unwrap_or(&container.id))
+        }
+        "containerd" | "cri-o" => format!("crictl stop {short}"),
+        _ => return format!("stop {}", named(container, pod)),
+    };
+    format!("stop container {} ({by})", name.unwrap_or(&short))
+}
+
+/// How a whole pod is: a container alone would be started again by Kubernetes, and in podman's the ports
+/// are the pod's.
+fn stop_pod(pod: &Pod) -> Option<String> {
+    if !is_plain(&pod.name) {
+        return None;
+    }
+    let by = match &pod.namespace {
+        Some(namespace) if is_plain(namespace) => {
+            let by = format!("kubectl -n {namespace} delete pod {}", pod.name);
+            return Some(format!(
+                "delete pod {} or what makes it ({by})",
+                pod.full_name()
+            ));
+        }
+        Some(_) => return None,
+        None => format!("podman pod stop {}", pod.name),
+    };
+    Some(format!("stop pod {} ({by})", pod.name))
 }
 
 /// A container with its image and, of Compose, its project and service.
-pub(super) fn named(container: &Container) -> String {
+pub(super) fn named(container: &Container, pod: Option<&Pod>) -> String {
     let short: String = container.id.chars().take(12).collect();
     let name = container.name.as_deref().unwrap_or(&short);
     let compose = container
         .compose()
         .map(|compose| format!("compose {compose}"));
+    let pod = pod.map(|pod| format!("pod {}", pod.full_name()));
     let about: Vec<_> = container
         .image
         .as_deref()
         .map(str::to_owned)
         .into_iter()
         .chain(compose)
+        .chain(pod)
         .collect();
     if about.is_empty() {
         format!("container {name}")

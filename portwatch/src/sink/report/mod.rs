@@ -7,9 +7,9 @@ pub mod junit;
 pub mod text;
 
 use super::cell;
-use super::conflict::{container, process};
+use super::conflict::{place, process};
 use super::duration::Duration;
-use crate::event::{Actor, Address, HeldSocket, State, Transport};
+use crate::event::{Address, HeldSocket, State, Transport};
 use crate::report::{Finding, Job, Killed, LeftTimewait, Leftover, PortUse, Refusal, Report, Risk};
 
 /// A number of things.
@@ -75,7 +75,7 @@ fn refused(refusal: &Refusal) -> String {
         .process
         .as_ref()
         .map_or("a process".to_owned(), process);
-    let place = refusal.process.as_ref().and_then(home);
+    let place = refusal.process.as_ref().and_then(place);
     let place = place.map_or(String::new(), |place| format!(" in {place}"));
     let mut address = String::new();
     cell::protocol(&mut address, &refusal.socket);
@@ -102,21 +102,13 @@ fn title(refusal: &Refusal) -> String {
     title
 }
 
-/// Where a process belongs: to a container, else to a unit.
-fn home(actor: &Actor) -> Option<String> {
-    match &actor.process.container {
-        Some(of) => Some(container(of)),
-        None => actor.process.unit.as_deref().map(str::to_owned),
-    }
-}
-
 /// What a process that was left behind is and has: "python3[5012] `python3 -m http.server 8000`,
 /// listening on tcp4 0.0.0.0:8000".
 fn left_process(left: &Leftover) -> String {
     let mut text = process(&left.process);
-    if let Some(home) = home(&left.process) {
+    if let Some(place) = place(&left.process) {
         text.push_str(", in ");
-        text.push_str(&home);
+        text.push_str(&place);
     }
     for socket in left.sockets.iter().take(3) {
         text.push_str(", ");
