@@ -201,6 +201,23 @@ pub struct Hook {
     pub optional: bool,
 }
 
+impl Hook {
+    /// The names of the types by which it is attached, which are none for kprobes.
+    pub(super) fn types(&self) -> Vec<String> {
+        let prefix = match self.attach {
+            Attach::Fentry | Attach::Fexit => "",
+            Attach::Tracepoint => "btf_trace_",
+            Attach::Iterator => "bpf_iter_",
+            Attach::Kprobe | Attach::Kretprobe | Attach::CgroupSockRelease => return Vec::new(),
+        };
+        let names = self
+            .targets
+            .iter()
+            .map(|target| format!("{prefix}{target}"));
+        names.collect()
+    }
+}
+
 /// The hooks of all parts and backends; one that several share comes more than once.
 pub fn all() -> impl Iterator<Item = &'static Hook> {
     Part::ALL.into_iter().flat_map(|part| {
