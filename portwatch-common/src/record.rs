@@ -435,6 +435,10 @@ plain! {
         pub descriptor: u32,
         /// 1 if the socket was bound, as far as the kernel remembers, by bind(2) and not by connect(2).
         pub bound: u32,
+        /// The socket's user.
+        pub uid: u32,
+        /// Of no meaning; fills the struct up.
+        pub reserved: u32,
     }
 }
 
