@@ -20,7 +20,7 @@ struct Host {
 
 impl Host {
     fn new(options: &[&str]) -> Self {
-        let trace = Trace::shared();
+        let trace = Trace::shared(&[]);
         let from = trace.seen();
         Self {
             docker: Docker::start(options),

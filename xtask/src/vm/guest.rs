@@ -15,6 +15,11 @@ use crate::process::shown;
 /// How long a guest may take. Five minutes are usual when all else is quiet.
 pub const LIMIT: Duration = Duration::from_secs(1200);
 
+/// The kernel's parameters: it ends with its first panic, its mitigations against processors' flaws
+/// are dear where one is emulated, and the thread that RCU's grace periods wait for has the priority
+/// of the tests.
+const PARAMETERS: &str = "panic=-1 quiet mitigations=off rcutree.kthread_prio=1";
+
 /// What is started.
 pub struct Guest {
     /// Its processor.
@@ -114,7 +119,7 @@ impl Guest {
             .arg(&self.image)
             .arg("-initrd")
             .arg(&self.initramfs)
-            .args(["-append", &format!("console={port} panic=-1 quiet")])
+            .args(["-append", &format!("console={port} {PARAMETERS}")])
             .arg("-serial")
             .arg(file_port(&self.console));
         match self.arch {
