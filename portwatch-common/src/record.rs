@@ -120,6 +120,8 @@ pub mod process_flag {
     pub const CGROUP_V1_TRUNCATED: u32 = 1 << 3;
     /// The page with the arguments was not resident: they could not be read.
     pub const NO_ARGS: u32 = 1 << 4;
+    /// The process has executed no program since it was forked.
+    pub const FORKED: u32 = 1 << 5;
 }
 
 /// Bytes of a path which a [`Process`] holds.

@@ -21,6 +21,8 @@ use crate::layout::{self, Address, Head, address, read, read_at, read_into, read
 use crate::maps::IDENTIFIED;
 use crate::path;
 
+// include/linux/sched.h
+const PF_FORKNOEXEC: u32 = 0x0000_0040;
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// No task at all.
@@ -128,7 +130,7 @@ extern "C" fn send_identity() -> i32 {
         let process = &raw mut (*record).process;
         zero(&raw mut (*process).task);
         current(&mut (*process).task);
-        (*process).flags = 0;
+        (*process).flags = has_forked(current_task);
         arguments(record, mm);
         ids(process, current_task);
         ancestors(process, current_task);
@@ -140,6 +142,18 @@ extern "C" fn send_identity() -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let _ = IDENTIFIED.insert(tgid, identified::FULL, 0);
     0
+}
+
+/// [`process_flag::FORKED`], if the process has executed no program since. Every thread is one that has
+/// not: its leader tells.
+#[inline(always)]
+fn has_forked(task: Address) -> u32 {
+    let leader: Address = read(task, &layout::TASK_LEADER);
+    if read::<u32>(leader, &layout::TASK_FLAGS) & PF_FORKNOEXEC != 0 {
+        process_flag::FORKED
+    } else {
+        0
+    }
 }
 
 /// # Safety

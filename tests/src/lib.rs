@@ -85,7 +85,7 @@ pub(crate) fn closing_for<T>(act: impl FnOnce() -> T) -> T {
 /// priority, as in a guest, a yield gives way to nobody who has a lower one: not to the kernel's
 /// threads either, which may be what is waited for.
 pub fn look_again_soon() {
-    thread::sleep(Duration::from_millis(1));
+    thread::sleep(Duration::from_millis(5));
 }
 
 /// Starts a program; when this returns the child has executed it.

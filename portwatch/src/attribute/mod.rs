@@ -27,6 +27,7 @@ use crate::kernel::losses::Losses;
 use crate::kernel::snapshot;
 use crate::kernel::stream::Batch;
 
+mod arguments;
 pub mod cgroup;
 pub mod conflict;
 pub mod container;
@@ -184,7 +185,7 @@ impl Attribution {
                 None
             }
             Record::Process(identity) => {
-                let forgotten = self.processes.identified(identity);
+                let forgotten = self.processes.identified(identity, &self.proc);
                 self.forget(forgotten);
                 None
             }

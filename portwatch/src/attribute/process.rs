@@ -9,6 +9,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use portwatch_common::record::{Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
 
+use super::arguments;
 use super::cgroup::{self, ContainerRef};
 use crate::event::{Actor, Ancestor, Process, Text, text};
 use crate::kernel::clock::Clock;
@@ -72,6 +73,18 @@ pub struct Found {
     known: Known,
 }
 
+impl Found {
+    /// Whether it is this process.
+    pub(super) fn is(&self, key: Key) -> bool {
+        self.tgid == key.tgid && self.start_tick == key.start / TICK
+    }
+
+    /// What it is.
+    pub(super) fn process(&self) -> &Process {
+        &self.known.process
+    }
+}
+
 /// All that is known of processes; bounded.
 #[derive(Debug)]
 pub struct Processes {
@@ -105,9 +118,9 @@ pub fn may_bind_low(proc: &Path, key: Key) -> Option<bool> {
 }
 
 impl Processes {
-    /// A process has said who it is. Returns a process that had to be forgotten for it, of which
-    /// the kernel side must be told.
-    pub fn identified(&mut self, identity: &Identity) -> Option<Key> {
+    /// A process has said who it is; `proc` is where to look for arguments that it could not say.
+    /// Returns a process that had to be forgotten for it, of which the kernel side must be told.
+    pub fn identified(&mut self, identity: &Identity, proc: &Path) -> Option<Key> {
         let key = Key::of(&identity.task);
         let mut known = known(identity);
         if identity.no_memory || identity.args.is_none() {
@@ -128,6 +141,8 @@ impl Processes {
                     process.exe.clone_from(&before.exe);
                     process.exe_hex.clone_from(&before.exe_hex);
                 }
+            } else {
+                arguments::find(identity, Arc::make_mut(&mut known.process), proc);
             }
         }
         self.insert(key, known)
@@ -199,7 +214,7 @@ impl Processes {
 
     fn found_as(&self, key: Key) -> Option<&Known> {
         let found = self.found.get(&key.tgid)?;
-        (found.start_tick == key.start / TICK).then_some(&found.known)
+        found.is(key).then_some(&found.known)
     }
 
     fn known(&mut self, key: Key) -> Option<&mut Known> {

@@ -394,11 +394,13 @@ const BIND_FENTRY: &[Hook] = &[
     fexit("fexit_inet_listen", &INET_LISTEN),
 ];
 
+/// The returns of system calls come before their entries: what an entry keeps for a return that is not
+/// probed yet would stay, and at the thread's next call seem to be one whose return was missed.
 const BIND_KPROBE: &[Hook] = &[
-    kprobe("kprobe_sys_bind", &["__sys_bind"]),
     kretprobe("kretprobe_sys_bind", &["__sys_bind"]),
-    kprobe("kprobe_sys_listen", &["__sys_listen"]),
+    kprobe("kprobe_sys_bind", &["__sys_bind"]),
     kretprobe("kretprobe_sys_listen", &["__sys_listen"]),
+    kprobe("kprobe_sys_listen", &["__sys_listen"]),
     kprobe("kprobe_inet_bind", &INET_BIND),
     kretprobe("kretprobe_inet_bind", &INET_BIND),
     optional(kprobe("kprobe_inet6_bind", &INET6_BIND)),

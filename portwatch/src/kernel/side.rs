@@ -70,6 +70,9 @@ pub struct KernelSide {
     /// Those functions of this kernel that hooks go to.
     functions: BTreeSet<&'static str>,
     absent: Vec<String>,
+    /// Calls that returned while their returns were probed and their entries not yet: nothing is lost
+    /// with them, as the stream had not begun.
+    entries_unseen: u64,
 }
 
 /// What to load.
@@ -161,6 +164,7 @@ impl KernelSide {
             no_addresses: symbols.err(),
             functions,
             absent: layout.absent().iter().map(ToString::to_string).collect(),
+            entries_unseen: 0,
         };
         #[cfg(feature = "log")]
         super::messages::print(&mut side.ebpf()).map_err(|error| {
@@ -198,6 +202,7 @@ impl KernelSide {
             match accepted {
                 Ok(statuses) => {
                     self.placed.insert(part, (*backend, statuses));
+                    self.entries_unseen += self.losses().kretprobe;
                     return Ok(());
                 }
                 Err(why) => self.steps.push(Step {
@@ -496,7 +501,7 @@ impl KernelSide {
                 losses.ring.insert(name, count(index));
             }
             losses.bound = count(lost::BOUND);
-            losses.kretprobe = count(lost::KRETPROBE);
+            losses.kretprobe = count(lost::KRETPROBE).saturating_sub(self.entries_unseen);
         }
         for (_, status) in self.statuses() {
             let name = status.hook.program;

@@ -94,8 +94,9 @@ fn by_pid() {
 
 #[test]
 fn by_uid() {
-    let two = Two::new(&["uid=54320"], &["uid=54321"]);
-    two.traced(&["-u", "54321"], &json!({"uid": ["54321"]}));
+    // No other scenario has these.
+    let two = Two::new(&["uid=54400"], &["uid=54401"]);
+    two.traced(&["-u", "54401"], &json!({"uid": ["54401"]}));
 }
 
 #[test]

@@ -90,7 +90,8 @@ impl Guest {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// One processor: with two, about one boot in thirty dies under TCG.
+    /// Memory for several traces at a time, each with some 25 MB of maps, which the kernel gives back
+    /// late. One processor: with two, about one boot in thirty dies under TCG.
     fn command(&self) -> Command {
         let mut command = Command::new(format!("qemu-system-{}", self.arch.name()));
         let port = match self.arch {
@@ -109,7 +110,7 @@ impl Guest {
             }
         };
         command
-            .args(["-m", "512", "-smp", "1", "-nodefaults", "-no-user-config"])
+            .args(["-m", "1024", "-smp", "1", "-nodefaults", "-no-user-config"])
             .args(["-display", "none", "-monitor", "none", "-no-reboot"])
             .args(match self.clock {
                 Clock::Real => &[][..],
