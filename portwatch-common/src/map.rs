@@ -1,6 +1,6 @@
 //! Keys and values of the BPF maps that both sides use.
 
-use crate::record::{Requested, Rewritten, Task, plain};
+use crate::record::{PATH_BUFFER, Requested, Rewritten, Task, plain};
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -90,6 +90,40 @@ plain! {
         pub port: u64,
     }
 
+    /// Value of the map `WALKS`: where a thread is in the kernel's table of ports.
+    pub struct Walk {
+        /// The socket that wants the port.
+        pub newcomer: u64,
+        /// Its network namespace.
+        pub net: u64,
+        /// The next bucket of the chain; of UDP the next socket.
+        pub chain: u64,
+        /// The next bucket by address, within a bucket.
+        pub by_address: u64,
+        /// The next socket, within either.
+        pub owner: u64,
+        /// The port.
+        pub port: u16,
+        /// Bits of the states of which one socket was told.
+        pub states: u16,
+        /// 1 for the table of UDP, 0 for that of TCP.
+        pub udp: u32,
+    }
+
+    /// Value of the map `PATHS`: a path that a thread is writing down, from its end to the root.
+    pub struct Path {
+        /// Where it is: a `struct dentry`, or a `struct kernfs_node`.
+        pub node: u64,
+        /// The `struct vfsmount` of a dentry; else 0.
+        pub mount: u64,
+        /// How much of the text is written.
+        pub length: u32,
+        /// 1 once the root was reached.
+        pub whole: u32,
+        /// Its components, each with a NUL behind it.
+        pub text: [u8; PATH_BUFFER],
+    }
+
     /// Value of the map `CANCELLED`: the timewait socket cancelled last on a processor.
     pub struct Cancelled {
         /// Which connection it was.
@@ -169,8 +203,10 @@ pub mod lost {
 /// Capacity of the map `CALLS`: threads in a bind or listen at a time, and some more, since it is an
 /// LRU map, which evicts in batches.
 pub const CALLS_CAPACITY: u32 = 8_192;
-/// Capacity of the maps `CONFLICTS` and `PAIRS`.
+/// Capacity of the maps `CONFLICTS`, `PAIRS` and `WALKS`.
 pub const CONFLICTS_CAPACITY: u32 = 2_048;
+/// Capacity of the map `PATHS`.
+pub const PATHS_CAPACITY: u32 = 1_024;
 /// Capacity of the map `CONNECTORS`.
 pub const CONNECTORS_CAPACITY: u32 = 16_384;
 /// Capacity of the map `AUTOBINDING`.

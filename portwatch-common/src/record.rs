@@ -122,6 +122,8 @@ pub mod process_flag {
     pub const CGROUP_V1_TRUNCATED: u32 = 1 << 3;
     /// The page with the arguments was not resident: they could not be read.
     pub const NO_ARGS: u32 = 1 << 4;
+    /// The process has executed no program since it was forked.
+    pub const FORKED: u32 = 1 << 5;
 }
 
 /// Bytes of a path which a [`Process`] holds.
@@ -437,6 +439,10 @@ plain! {
         pub descriptor: u32,
         /// 1 if the socket was bound, as far as the kernel remembers, by bind(2) and not by connect(2).
         pub bound: u32,
+        /// The socket's user.
+        pub uid: u32,
+        /// Of no meaning; fills the struct up.
+        pub reserved: u32,
     }
 }
 

@@ -58,6 +58,6 @@ fn failed(sk: Address, result: i32) {
     requested.address = socket.local;
     requested.read = 24;
     if filter::bind(requested, socket) {
-        bind::send(Some(opened), task, socket, requested, None, result);
+        bind::send(opened, task, socket, requested, None, result);
     }
 }

@@ -86,7 +86,9 @@ pub fn inet_left(sk: Address, sockaddr: Address, length: u32, result: i32) {
         if result == conflict::EADDRINUSE {
             conflict::tell(call::number_of(call), tried(call));
         }
-        returned(Some(sock::opened(sk)), 0, length, Some(call), result);
+        // As a number: the register that it came in the verifier may know as a pointer.
+        let sk = call::number_of(call);
+        returned(sk, sock::opened(sk).inode, result);
     }
 }
 
@@ -107,18 +109,35 @@ fn compare(call: &mut Call, sockaddr: Address, length: u32) {
 #[inline(always)]
 pub fn left(descriptor: u32, address: Address, length: u32, result: i32) {
     let opened = sock::of_descriptor(descriptor);
-    if !opened.is_some_and(|opened| call::was_told(opened.sk)) {
-        let call = call::current().filter(|call| call.kind == calls::BIND);
+    if !call::was_told(opened.sk) {
+        // Its entry was missed, or there is no hook for it.
+        if !matches!(call::current(), Some(call) if call.kind == calls::BIND) {
+            call::enter(calls::BIND, descriptor, address, length);
+        }
+        let port = ask() as u16;
         if result == conflict::EADDRINUSE {
-            let port = match &call {
-                Some(call) if call.requested.family != 0 => tried(call),
-                _ => port_at(address),
-            };
             refused(opened, port);
         }
-        returned(opened, address, length, call.as_deref(), result);
+        returned(opened.sk, opened.inode, result);
     }
     call::leave();
+}
+
+/// What the current thread's bind(2) was asked for, where its way through the kernel has not told
+/// already. Gives the port that the kernel tried.
+///
+/// A global function: see [`conflict::tell_holders`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ask() -> i32 {
+    let Some(call) = call::current() else {
+        return 0;
+    };
+    if call.requested.family == 0 {
+        // A thread beside may have changed its memory since.
+        read_requested::<false>(call.address, call.argument, &mut call.requested);
+    }
+    i32::from(tried(call))
 }
 
 /// The port that the kernel tried.
@@ -131,61 +150,48 @@ fn tried(call: &Call) -> u16 {
     }
 }
 
-/// The port in a `struct sockaddr_in` or `sockaddr_in6` of the caller's.
-#[inline(always)]
-pub fn port_at(address: Address) -> u16 {
-    u16::from_be(read_user::<u16>(address.wrapping_add(2)).unwrap_or(0))
-}
-
 /// Tells who has the port that a bind(2) did not get.
 #[inline(always)]
-pub fn refused(opened: Option<Opened>, port: u16) {
-    if let Some(opened) = opened
-        && sock::family(opened.sk) != AF_UNIX
-        && sock::concerns_us(opened.sk)
-    {
+pub fn refused(opened: Opened, port: u16) {
+    if !opened.is_none() && sock::family(opened.sk) != AF_UNIX && sock::concerns_us(opened.sk) {
         conflict::tell(opened.sk, port);
     }
 }
 
-/// A bind of the current task has returned: with `call` as of its entry, where that was seen.
+/// The bind that the current task is in has returned, on this socket; 0 if there is none.
+///
+/// A global function: see [`conflict::tell_holders`].
+#[unsafe(export_name = "bind_returned")]
 #[inline(never)]
-pub fn returned(
-    opened: Option<Opened>,
-    address: Address,
-    length: u32,
-    call: Option<&Call>,
-    result: i32,
-) {
+extern "C" fn returned(sk: Address, inode: u64, result: i32) -> i32 {
+    let Some(call) = call::current() else {
+        emit::count_lost(kind::BIND);
+        return 0;
+    };
+    let opened = Opened { sk, inode };
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
     task::current(task);
-    if !filter::task(task) || opened.is_some_and(|opened| !sock::concerns_us(opened.sk)) {
-        return;
+    if !filter::task(task) || !(opened.is_none() || sock::concerns_us(sk)) {
+        return 0;
     }
     // First of all: whatever comes before is one more state from which the
     // verifier follows the longest of all paths.
     task::identify(task);
-    let mut requested = MaybeUninit::uninit();
-    let requested: &mut Requested = zeroed(&mut requested);
-    match call {
-        // A thread beside may have changed its memory since.
-        Some(call) if call.requested.family != 0 => *requested = call.requested,
-        _ => read_requested::<false>(address, length, requested),
-    }
+    let requested = &call.requested;
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    if let Some(opened) = opened {
+    if !opened.is_none() {
         sock::describe(opened.sk, opened.inode, socket);
-        if call.is_some_and(|call| call.kind == calls::OUTSIDE) {
+        if call.kind == calls::OUTSIDE {
             socket.flags = sock::owner(opened.sk);
         }
     }
     // What is no socket is judged by the address it was given.
-    let family = if opened.is_some() {
-        socket.family
-    } else {
+    let family = if opened.is_none() {
         requested.family
+    } else {
+        socket.family
     };
     let wanted = match family {
         AF_INET | AF_INET6 => filter::bind(requested, socket),
@@ -193,20 +199,27 @@ pub fn returned(
         _ => false,
     };
     if !wanted {
-        return;
+        return 0;
     }
     if family != AF_UNIX && result == 0 {
         remember(socket, task);
     }
     if !filter::result(result) {
-        return;
+        return 0;
     }
     if family == AF_UNIX {
-        send_unix(task, socket, requested, address, result);
+        send_unix(task, socket, requested, call.address, result);
     } else {
-        let rewritten = call.map(|call| &call.rewritten);
-        send(opened, task, socket, requested, rewritten, result);
+        send(
+            opened,
+            task,
+            socket,
+            requested,
+            Some(&call.rewritten),
+            result,
+        );
     }
+    0
 }
 
 /// Remembers a bound socket and who bound it, so that its end will be seen.
@@ -240,7 +253,7 @@ pub fn describe(socket: &Socket, bound: &mut Bound) {
 /// Sends the record of a bind.
 #[inline(always)]
 pub fn send(
-    opened: Option<Opened>,
+    opened: Opened,
     task: &Task,
     socket: &Socket,
     requested: &Requested,
@@ -256,7 +269,7 @@ pub fn send(
         if let Some(rewritten) = rewritten {
             emit::put(&raw mut (*entry.as_mut_ptr()).rewritten, rewritten);
         }
-        if let Some(opened) = opened {
+        if !opened.is_none() {
             sock::device_name(opened.sk, socket.device, &mut (*entry.as_mut_ptr()).device);
         }
     }

@@ -8,11 +8,11 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use portwatch_common::map::call as calls;
+use portwatch_common::map::{Walk, call as calls};
 use portwatch_common::record::{Holder, evidence, kind, socket_flag, task_flag};
 
 use crate::layout::{self, Address, read, read_at, zero, zeroed};
-use crate::maps::{BOUND, CONFLICTS, CONNECTORS};
+use crate::maps::{BOUND, CONFLICTS, CONNECTORS, WALKS};
 use crate::sock::{self, IPPROTO_TCP};
 use crate::timewait;
 use crate::{call, emit};
@@ -114,11 +114,24 @@ pub extern "C" fn tell_holders(sk: Address, port: u32) -> i32 {
     if port == 0 {
         return 0;
     }
+    let mut walk = MaybeUninit::uninit();
+    let walk: &mut Walk = zeroed(&mut walk);
+    walk.newcomer = sk;
+    walk.net = read(sk, &layout::SOCK_NET);
+    walk.port = port;
     match read::<u16>(sk, &layout::SOCK_PROTOCOL) {
-        IPPROTO_TCP | IPPROTO_MPTCP => walk_tcp(sk, port),
-        IPPROTO_UDP | IPPROTO_UDPLITE => walk_udp(sk, port),
-        _ => {}
+        IPPROTO_TCP | IPPROTO_MPTCP => begin_tcp(walk),
+        IPPROTO_UDP | IPPROTO_UDPLITE => begin_udp(walk),
+        _ => return 0,
     }
+    let thread = bpf_get_current_pid_tgid();
+    let _ = WALKS.insert(thread, &*walk, 0);
+    for _ in 0..STEPS {
+        if step() == 0 {
+            break;
+        }
+    }
+    let _ = WALKS.remove(thread);
     0
 }
 
@@ -169,81 +182,105 @@ extern "C" fn tell_walked(sk: Address) -> i32 {
 /// Steps of a walk at most.
 const STEPS: u32 = 64;
 
-/// Walks TCP's table of ports (`inet_hashinfo.bhash`, net/ipv4/inet_hashtables.c, 5.10 to 7.3): a
-/// chain of buckets, one for each port and namespace, each with its sockets, or (from 6.8 on) with
-/// buckets by address, which have them. One flat loop, since loops within loops are more than the
-/// verifier follows.
+/// Goes a step on in the walk of the current thread; 0 at its end.
 ///
-/// A port may have thousands of sockets, all of one server. Of those in the same state one is told,
-/// but of those that listen all.
+/// A global function: see [`tell_holders`]. What it goes by is in a map, of whose values the verifier
+/// knows nothing: so one step is like the other, and is followed once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn walk_tcp(newcomer: Address, port: u16) {
-    let net: Address = read(newcomer, &layout::SOCK_NET);
-    let table: Address = read(net, &layout::NET_HASHINFO);
-    let size: u32 = read(table, &layout::HASHINFO_BHASH_SIZE);
-    let mix: u32 = read(net, &layout::NET_HASH_MIX);
-    let slot = u32::from(port).wrapping_add(mix) & size.wrapping_sub(1);
-    let buckets: Address = read(table, &layout::HASHINFO_BHASH);
-    let bucket = buckets.wrapping_add(u64::from(slot) * u64::from(layout::BHASH_BUCKET.load()));
-    let mut chain: Address = read(bucket, &layout::BHASH_CHAIN);
-    let mut by_address: Address = 0;
-    let mut owner: Address = 0;
-    let mut states = 0u32;
-    for _ in 0..STEPS {
-        if owner != 0 {
-            let sk = owner.wrapping_sub(u64::from(layout::SOCK_BIND_NODE.load()));
-            let state: u8 = read(sk, &layout::SOCK_STATE);
-            let bit = 1u32 << (state & 15);
-            if sk != newcomer && (states & bit == 0 || state == TCP_LISTEN) {
-                states |= bit;
-                tell_walked(sk);
-            }
-            owner = read_at(owner);
-        } else if by_address != 0 {
-            let tb2 = by_address.wrapping_sub(u64::from(layout::TB2_NODE.load()));
-            owner = read(tb2, &layout::TB2_OWNERS);
-            by_address = read_at(by_address);
-        } else if chain != 0 {
-            let tb = chain.wrapping_sub(u64::from(layout::TB_NODE.load()));
-            chain = read_at(chain);
-            if read::<u16>(tb, &layout::TB_PORT) == port
-                && read::<Address>(tb, &layout::TB_NET) == net
-            {
-                by_address = read(tb, &layout::TB_BHASH2);
-                owner = read(tb, &layout::TB_OWNERS);
-            }
-        } else {
-            break;
-        }
-    }
+extern "C" fn step() -> i32 {
+    let Some(walk) = WALKS.get_ptr_mut(bpf_get_current_pid_tgid()) else {
+        return 0;
+    };
+    // SAFETY: the pointer is valid and aligned for the program's duration, and only this thread uses it.
+    let walk = unsafe { &mut *walk };
+    let goes_on = if walk.udp != 0 {
+        step_udp(walk)
+    } else {
+        step_tcp(walk)
+    };
+    i32::from(goes_on)
 }
 
-/// Walks UDP's table of ports (`udp_table.hash`, net/ipv4/udp.c, 5.10 to 7.3).
-#[inline(never)]
-fn walk_udp(newcomer: Address, port: u16) {
-    let net: Address = read(newcomer, &layout::SOCK_NET);
-    let mut table: Address = read(net, &layout::NET_UDP_TABLE);
+/// The beginning of a walk in TCP's table of ports (`inet_hashinfo.bhash`, net/ipv4/inet_hashtables.c,
+/// 5.10 to 7.3): a chain of buckets, one for each port and namespace, each with its sockets, or (from
+/// 6.8 on) with buckets by address, which have them.
+#[inline(always)]
+fn begin_tcp(walk: &mut Walk) {
+    let table: Address = read(walk.net, &layout::NET_HASHINFO);
+    let size: u32 = read(table, &layout::HASHINFO_BHASH_SIZE);
+    let mix: u32 = read(walk.net, &layout::NET_HASH_MIX);
+    let slot = u32::from(walk.port).wrapping_add(mix) & size.wrapping_sub(1);
+    let buckets: Address = read(table, &layout::HASHINFO_BHASH);
+    let bucket = buckets.wrapping_add(u64::from(slot) * u64::from(layout::BHASH_BUCKET.load()));
+    walk.chain = read(bucket, &layout::BHASH_CHAIN);
+}
+
+/// A port may have thousands of sockets, all of one server. Of those in the same state one is told,
+/// but of those that listen all.
+#[inline(always)]
+fn step_tcp(walk: &mut Walk) -> bool {
+    if walk.owner != 0 {
+        let sk = walk
+            .owner
+            .wrapping_sub(u64::from(layout::SOCK_BIND_NODE.load()));
+        walk.owner = read_at(walk.owner);
+        let state: u8 = read(sk, &layout::SOCK_STATE);
+        let bit = 1u16 << (state & 15);
+        if sk != walk.newcomer && (walk.states & bit == 0 || state == TCP_LISTEN) {
+            walk.states |= bit;
+            tell_walked(sk);
+        }
+    } else if walk.by_address != 0 {
+        let tb2 = walk
+            .by_address
+            .wrapping_sub(u64::from(layout::TB2_NODE.load()));
+        walk.owner = read(tb2, &layout::TB2_OWNERS);
+        walk.by_address = read_at(walk.by_address);
+    } else if walk.chain != 0 {
+        let tb = walk.chain.wrapping_sub(u64::from(layout::TB_NODE.load()));
+        walk.chain = read_at(walk.chain);
+        if read::<u16>(tb, &layout::TB_PORT) == walk.port
+            && read::<Address>(tb, &layout::TB_NET) == walk.net
+        {
+            walk.by_address = read(tb, &layout::TB_BHASH2);
+            walk.owner = read(tb, &layout::TB_OWNERS);
+        }
+    } else {
+        return false;
+    }
+    true
+}
+
+/// The beginning of a walk in UDP's table of ports (`udp_table.hash`, net/ipv4/udp.c, 5.10 to 7.3).
+#[inline(always)]
+fn begin_udp(walk: &mut Walk) {
+    let mut table: Address = read(walk.net, &layout::NET_UDP_TABLE);
     if table == 0 {
-        let prot: Address = read(newcomer, &layout::SOCK_PROT);
+        let prot: Address = read(walk.newcomer, &layout::SOCK_PROT);
         table = read(prot, &layout::PROT_UDP_TABLE);
     }
     let mask: u32 = read(table, &layout::UDP_MASK);
-    let mix: u32 = read(net, &layout::NET_HASH_MIX);
-    let slot = u32::from(port).wrapping_add(mix) & mask;
+    let mix: u32 = read(walk.net, &layout::NET_HASH_MIX);
+    let slot = u32::from(walk.port).wrapping_add(mix) & mask;
     let slots: Address = read(table, &layout::UDP_HASH);
     let slot = slots.wrapping_add(u64::from(slot) * u64::from(layout::UDP_SLOT.load()));
-    let mut node: Address = read(slot, &layout::UDP_HEAD);
-    for _ in 0..STEPS {
-        if node == 0 {
-            break;
-        }
-        let sk = node.wrapping_sub(u64::from(layout::SOCK_NODE.load()));
-        if sk != newcomer
-            && read::<u16>(sk, &layout::SOCK_NUM) == port
-            && read::<Address>(sk, &layout::SOCK_NET) == net
-        {
-            tell_walked(sk);
-        }
-        node = read_at(node);
+    walk.chain = read(slot, &layout::UDP_HEAD);
+    walk.udp = 1;
+}
+
+#[inline(always)]
+fn step_udp(walk: &mut Walk) -> bool {
+    if walk.chain == 0 {
+        return false;
     }
+    let sk = walk.chain.wrapping_sub(u64::from(layout::SOCK_NODE.load()));
+    walk.chain = read_at(walk.chain);
+    if sk != walk.newcomer
+        && read::<u16>(sk, &layout::SOCK_NUM) == walk.port
+        && read::<Address>(sk, &layout::SOCK_NET) == walk.net
+    {
+        tell_walked(sk);
+    }
+    true
 }

@@ -198,6 +198,8 @@ unsafe impl Zeroed for portwatch_common::map::Bound {}
 // SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::map::Call {}
 // SAFETY: a struct of integers without padding.
+unsafe impl Zeroed for portwatch_common::map::Walk {}
+// SAFETY: a struct of integers without padding.
 unsafe impl Zeroed for portwatch_common::record::Rewritten {}
 // SAFETY: bytes.
 unsafe impl<const N: usize> Zeroed for [u8; N] {}

@@ -21,8 +21,17 @@ pub fn inet_entered(sk: Address, backlog: i32) {
 #[inline(always)]
 pub fn inet_left(sk: Address, backlog: i32, result: i32) {
     if let Some(call) = call::outside(sk) {
-        refused(Some(sock::opened(call::number_of(call))), result);
-        returned(Some(sock::opened(sk)), backlog, sock::owner(sk), result);
+        // As a number: the register that it came in the verifier may know as a pointer.
+        let sk = call::number_of(call);
+        let opened = sock::opened(sk);
+        refused(opened, result);
+        returned(
+            sk,
+            opened.inode,
+            backlog,
+            u32::from(sock::owner(sk)),
+            result,
+        );
     }
 }
 
@@ -30,77 +39,80 @@ pub fn inet_left(sk: Address, backlog: i32, result: i32) {
 #[inline(always)]
 pub fn left(descriptor: u32, backlog: i32, result: i32) {
     let opened = sock::of_descriptor(descriptor);
-    if !opened.is_some_and(|opened| call::was_told(opened.sk)) {
+    if !call::was_told(opened.sk) {
         refused(opened, result);
-        returned(opened, backlog, 0, result);
+        returned(opened.sk, opened.inode, backlog, 0, result);
     }
     call::leave();
 }
 
 /// Tells who has the port, if a listen did not get it.
 #[inline(always)]
-pub fn refused(opened: Option<Opened>, result: i32) {
-    if result == conflict::EADDRINUSE
-        && let Some(opened) = opened
-    {
-        bind::refused(Some(opened), read(opened.sk, &layout::SOCK_NUM));
+fn refused(opened: Opened, result: i32) {
+    if result == conflict::EADDRINUSE {
+        bind::refused(opened, read(opened.sk, &layout::SOCK_NUM));
     }
 }
 
 /// A listen of the current task has returned, on a socket with these bits of
-/// [`portwatch_common::record::socket_flag`].
+/// [`portwatch_common::record::socket_flag`]; 0 if there is none.
+///
+/// A global function: see [`conflict::tell_holders`].
+#[unsafe(export_name = "listen_returned")]
 #[inline(never)]
-pub fn returned(opened: Option<Opened>, backlog: i32, flags: u16, result: i32) {
+extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result: i32) -> i32 {
+    let opened = Opened { sk, inode };
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
     task::current(task);
-    if !filter::task(task) || opened.is_some_and(|opened| !sock::concerns_us(opened.sk)) {
-        return;
+    if !filter::task(task) || !(opened.is_none() || sock::concerns_us(sk)) {
+        return 0;
     }
     // First of all, as in `bind::returned`.
     task::identify(task);
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    let Some(opened) = opened else {
+    if opened.is_none() {
         // Without a socket there is neither an address nor a family to judge it by.
         if filter::result(result) && !filter::is_set(filters::PORT | filters::NETNS) {
-            send(None, task, socket, backlog, result);
+            send(opened, task, socket, backlog, result);
         }
-        return;
+        return 0;
     };
     sock::describe(opened.sk, opened.inode, socket);
-    socket.flags = flags;
+    socket.flags = flags as u16;
     let wanted = match socket.family {
         AF_INET | AF_INET6 => filter::socket(socket),
         AF_UNIX => filter::is_set(filters::UNIX),
         _ => false,
     };
     if !wanted {
-        return;
+        return 0;
     }
     // listen(2) without bind(2) binds as well.
     if socket.family != AF_UNIX && result == 0 && BOUND.get_ptr(opened.sk).is_none() {
         bind::remember(socket, task);
     }
     if !filter::result(result) {
-        return;
+        return 0;
     }
     if socket.family == AF_UNIX {
         send_unix(opened, task, socket, backlog, result);
     } else {
-        send(Some(opened), task, socket, backlog, result);
+        send(opened, task, socket, backlog, result);
     }
+    0
 }
 
 #[inline(always)]
-fn send(opened: Option<Opened>, task: &Task, socket: &Socket, backlog: i32, result: i32) {
+fn send(opened: Opened, task: &Task, socket: &Socket, backlog: i32, result: i32) {
     let Some(mut entry) = emit::reserve::<Listen>(kind::LISTEN) else {
         return;
     };
     // SAFETY: the entry is reserved, writable memory of the right size.
     unsafe {
         fill(entry.as_mut_ptr(), task, socket, backlog, result);
-        if let Some(opened) = opened {
+        if !opened.is_none() {
             sock::device_name(opened.sk, socket.device, &mut (*entry.as_mut_ptr()).device);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Adapters, a file for each backend ([`trampoline`], [`kprobe`],
 //! [`tracepoint`]), fetch arguments and call handlers ([`bind`], [`listen`],
-//! [`autobind`], [`release`], [`timewait`], [`task`], [`tree`], [`snapshot`]), which
+//! [`autobind`], [`release`], [`timewait`], [`task`] with [`path`] and [`tree`], [`snapshot`]), which
 //! write records through [`emit`]. Kernel memory is read through [`layout`] and
 //! nowhere else; what counts as interesting is for [`filter`] to say.
 #![no_std]
@@ -20,6 +20,7 @@ mod kprobe;
 mod layout;
 mod listen;
 mod maps;
+mod path;
 mod release;
 mod snapshot;
 mod sock;

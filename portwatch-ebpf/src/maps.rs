@@ -7,8 +7,8 @@ use aya_ebpf::{
 use portwatch_common::map::{
     AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY,
     CONFLICTS_CAPACITY, CONNECTING_CAPACITY, CONNECTORS_CAPACITY, Call, Cancelled, ENDING_CAPACITY,
-    Endpoints, FILTER_CAPACITY, IDENTIFIED_CAPACITY, PORT_WORDS, Pair, Peer, QUERIES_CAPACITY,
-    TREE_CAPACITY, WANTED_CAPACITY, control, lost,
+    Endpoints, FILTER_CAPACITY, IDENTIFIED_CAPACITY, PATHS_CAPACITY, PORT_WORDS, Pair, Path, Peer,
+    QUERIES_CAPACITY, TREE_CAPACITY, WANTED_CAPACITY, Walk, control, lost,
 };
 use portwatch_common::record::{Holder, Task};
 
@@ -37,6 +37,18 @@ pub static CONFLICTS: LruHashMap<u64, Holder> = LruHashMap::with_max_entries(CON
 /// The two sockets that a thread compares, by `bpf_get_current_pid_tgid`, for the kretprobe.
 #[map]
 pub static PAIRS: LruHashMap<u64, Pair> = LruHashMap::with_max_entries(CONFLICTS_CAPACITY, 0);
+
+/// Where a thread is in the kernel's table of ports, by `bpf_get_current_pid_tgid`.
+#[map]
+pub static WALKS: LruHashMap<u64, Walk> = LruHashMap::with_max_entries(CONFLICTS_CAPACITY, 0);
+
+/// The path that a thread is writing down, by `bpf_get_current_pid_tgid`.
+#[map]
+pub static PATHS: LruHashMap<u64, Path> = LruHashMap::with_max_entries(PATHS_CAPACITY, 0);
+
+/// What such a one begins as: all zeros, which are more than fit on a stack.
+#[map]
+pub static BLANK_PATH: Array<Path> = Array::with_max_entries(1, 0);
 
 /// Addresses of sockets whose processes the user side asks for, up to the first 0.
 #[map]

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_seq_write};
 use portwatch_common::map::{Bound, WANTED_CAPACITY};
 use portwatch_common::record::{SnapshotEntry, Socket, kind, task_flag};
 
-use crate::layout::{self, Address, read_bits, zeroed};
+use crate::layout::{self, Address, read, read_bits, zeroed};
 use crate::maps::{BOUND, WANTED};
 use crate::sock::{self, AF_INET, AF_INET6, IPPROTO_TCP};
 use crate::{bind, task};
@@ -23,9 +23,10 @@ const SOCK_BINDPORT_LOCK: u32 = 8;
 /// what is done here must be the same the second time.
 #[inline(always)]
 pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: Address) {
-    let Some(opened) = sock::of_file(file) else {
+    let opened = sock::of_file(file);
+    if opened.is_none() {
         return;
-    };
+    }
     let family = sock::family(opened.sk);
     if family != AF_INET && family != AF_INET6 {
         return;
@@ -40,6 +41,7 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
     if entry.socket.local_port == 0 {
         return;
     }
+    entry.uid = read(opened.sk, &layout::SOCK_UID);
     if was_bound(&entry.socket) {
         entry.bound = 1;
         remember(&entry.socket);
@@ -51,10 +53,8 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
 /// One open file of one task, told if it is one of the sockets asked for.
 #[inline(always)]
 pub fn owner(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: Address) {
-    let Some(opened) = sock::of_file(file) else {
-        return;
-    };
-    if !is_wanted(opened.sk) {
+    let opened = sock::of_file(file);
+    if opened.is_none() || !is_wanted(opened.sk) {
         return;
     }
     let mut entry = MaybeUninit::uninit();

@@ -18,7 +18,10 @@ const SOCK_STREAM: u16 = 1;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
-/// A socket that a descriptor leads to.
+/// A socket that a descriptor leads to; all zero if it leads to none.
+///
+/// No `Option`: what only one way leads to would be read on the other as well, which the verifier of
+/// 5.10 takes for a stack that was not written to.
 #[derive(Clone, Copy)]
 pub struct Opened {
     /// Its `struct sock`.
@@ -27,20 +30,29 @@ pub struct Opened {
     pub inode: u64,
 }
 
+impl Opened {
+    /// Whether it is none.
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        self.sk == 0
+    }
+}
+
 /// The socket behind a descriptor of the current task.
 #[inline(always)]
-pub fn of_descriptor(descriptor: u32) -> Option<Opened> {
+pub fn of_descriptor(descriptor: u32) -> Opened {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let files: Address = read(task, &layout::TASK_FILES);
     let mut table = MaybeUninit::uninit();
     // struct fdtable begins with max_fds and fd.
     let table = Head::<2>::read(&mut table, read(files, &layout::FILES_FDT));
-    if descriptor >= table.get(&layout::FDT_MAX_FDS) {
-        return None;
+    let mut file = 0;
+    if descriptor < table.get(&layout::FDT_MAX_FDS) {
+        let slots: Address = table.get(&layout::FDT_FD);
+        file = read_at(slots.wrapping_add(u64::from(descriptor) * 8));
     }
-    let slots: Address = table.get(&layout::FDT_FD);
-    of_file(read_at(slots.wrapping_add(u64::from(descriptor) * 8)))
+    of_file(file)
 }
 
 /// What there is around a `struct sock`: the inode of its file, if it has one.
@@ -61,10 +73,10 @@ pub fn opened(sk: Address) -> Opened {
 
 /// The socket behind a `struct file`.
 #[inline(always)]
-pub fn of_file(file: Address) -> Option<Opened> {
+pub fn of_file(file: Address) -> Opened {
     let mut opened = Opened { sk: 0, inode: 0 };
     open(file, &mut opened);
-    (opened.sk != 0).then_some(opened)
+    opened
 }
 
 /// Apart from its callers, for the sake of their stack.
@@ -236,19 +248,24 @@ pub fn endpoints(socket: &Socket) -> Endpoints {
 pub fn device_name(sk: Address, index: u32, into: &mut [u8; 16]) {
     zero(core::ptr::from_mut(into));
     if index != 0 {
-        find_device(sk, index, into);
+        let device = find_device(read(sk, &layout::SOCK_NET), index);
+        if device != 0 {
+            read_into(into, device, &layout::DEV_NAME);
+        }
     }
 }
 
-/// `net.dev_index_head` is a hash of NETDEV_HASHENTRIES = 256 chains, by index
-/// (`dev_index_hash` in net/core/dev.c, 5.10 to 7.3).
+/// The `struct net_device` with this index in a namespace, or 0. `net.dev_index_head` is a hash of
+/// NETDEV_HASHENTRIES = 256 chains, by index (`dev_index_hash` in net/core/dev.c, 5.10 to 7.3).
+///
+/// A global function: see [`crate::conflict::tell_holders`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_device(sk: Address, index: u32, into: &mut [u8; 16]) {
-    let net: Address = read(sk, &layout::SOCK_NET);
+extern "C" fn find_device(net: Address, index: u32) -> Address {
     let heads: Address = read(net, &layout::NET_DEV_INDEX_HEAD);
     let mut node: Address = read_at(heads.wrapping_add(u64::from(index & 0xff) * 8));
     let Some(node_offset) = layout::address(0, &layout::DEV_INDEX_HLIST) else {
-        return;
+        return 0;
     };
     for _ in 0..16 {
         if node == 0 {
@@ -256,10 +273,10 @@ fn find_device(sk: Address, index: u32, into: &mut [u8; 16]) {
         }
         let device = node.wrapping_sub(node_offset);
         if read::<u32>(device, &layout::DEV_IFINDEX) == index {
-            read_into(into, device, &layout::DEV_NAME);
-            break;
+            return device;
         }
         // hlist_node.next is its first field.
         node = read_at(node);
     }
+    0
 }

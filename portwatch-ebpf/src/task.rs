@@ -7,22 +7,21 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{
-        bpf_get_current_comm, bpf_probe_read_kernel_str, bpf_probe_read_user,
-        bpf_probe_read_user_str,
-    },
+    generated::{bpf_get_current_comm, bpf_probe_read_user, bpf_probe_read_user_str},
 };
 use portwatch_common::field::ABSENT;
 use portwatch_common::map::identified;
 use portwatch_common::record::{
-    ANCESTORS, ARGS_CAPACITY, Ancestor, COMPONENT_CAPACITY, Fork, Gone, PATH_CAPACITY, Process,
-    Record, Task, kind, process_flag, task_flag,
+    ANCESTORS, ARGS_CAPACITY, Ancestor, Fork, Gone, Process, Record, Task, kind, process_flag,
+    task_flag,
 };
 
 use crate::layout::{self, Address, Head, address, read, read_at, read_into, read_user, zero};
 use crate::maps::IDENTIFIED;
-use crate::{emit, tree};
+use crate::{emit, path, tree};
 
+// include/linux/sched.h
+const PF_FORKNOEXEC: u32 = 0x0000_0040;
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// No task at all.
@@ -133,7 +132,7 @@ extern "C" fn send_identity() -> i32 {
         let process = &raw mut (*record).process;
         zero(&raw mut (*process).task);
         current(&mut (*process).task);
-        (*process).flags = 0;
+        (*process).flags = has_forked(current_task);
         arguments(record, mm);
         ids(process, current_task);
         ancestors(process, current_task);
@@ -145,6 +144,18 @@ extern "C" fn send_identity() -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let _ = IDENTIFIED.insert(tgid, identified::FULL, 0);
     0
+}
+
+/// [`process_flag::FORKED`], if the process has executed no program since. Every thread is one that has
+/// not: its leader tells.
+#[inline(always)]
+fn has_forked(task: Address) -> u32 {
+    let leader: Address = read(task, &layout::TASK_LEADER);
+    if read::<u32>(leader, &layout::TASK_FLAGS) & PF_FORKNOEXEC != 0 {
+        process_flag::FORKED
+    } else {
+        0
+    }
 }
 
 /// # Safety
@@ -252,99 +263,20 @@ unsafe fn ancestors(process: *mut Process, task: Address) {
     unsafe { (*process).ancestor_count = count };
 }
 
-/// Makes the verifier forget the lower bound of a path's length, which grows
-/// with every component: only then does it see that one turn of a loop is
-/// like the other, and does not follow every path through all turns.
-#[inline(always)]
-fn unbounded(length: u32) -> u32 {
-    const MASK: u64 = (2 * PATH_CAPACITY - 1) as u64;
-    let mut length = u64::from(length);
-    // The compiler knows that no bit is lost, and would leave it out.
-    // SAFETY: changes nothing but the register.
-    unsafe {
-        core::arch::asm!(
-            "{length} &= {mask}",
-            length = inout(reg) length,
-            mask = const MASK,
-            options(nomem, nostack, preserves_flags),
-        );
-    }
-    length as u32
-}
-
-/// Writes a component behind the others. Returns the new length, or nothing when the buffer is full.
-///
-/// # Safety
-///
-/// `buffer` must point to `PATH_BUFFER` writable bytes.
-#[inline(always)]
-unsafe fn append(buffer: *mut u8, length: u32, name: Address) -> Option<u32> {
-    if length as usize >= PATH_CAPACITY {
-        return None;
-    }
-    // SAFETY: `length` is below PATH_CAPACITY, behind which COMPONENT_CAPACITY bytes are free.
-    let written = unsafe {
-        bpf_probe_read_kernel_str(
-            buffer.add(length as usize).cast(),
-            COMPONENT_CAPACITY as u32,
-            name as *const _,
-        )
-    };
-    // Never more than COMPONENT_CAPACITY, as the verifier knows.
-    (written > 0).then(|| unbounded(length + written as u32))
-}
-
-/// Walks from the executable's dentry up to the root, over mount points, as
-/// `prepend_path` in fs/d_path.c does.
-///
 /// # Safety
 ///
 /// `process` must point to writable memory.
 #[inline(always)]
 unsafe fn executable(process: *mut Process, mm: Address) {
     let file: Address = read(mm, &layout::MM_EXE_FILE);
-    let mut dentry: Address = read(file, &layout::FILE_PATH_DENTRY);
-    let mut mnt: Address = read(file, &layout::FILE_PATH_MNT);
-    let mut length = 0;
-    let mount_mnt = u64::from(layout::MOUNT_MNT.load());
-    for _ in 0..32 {
-        if file == 0 {
-            break;
-        }
-        let parent: Address = read(dentry, &layout::DENTRY_PARENT);
-        let root: Address = read(mnt, &layout::VFSMOUNT_ROOT);
-        if dentry == root {
-            let mount = mnt.wrapping_sub(mount_mnt);
-            let above: Address = read(mount, &layout::MOUNT_PARENT);
-            if above == mount || above == 0 {
-                break;
-            }
-            dentry = read(mount, &layout::MOUNT_MOUNTPOINT);
-            mnt = above.wrapping_add(mount_mnt);
-            continue;
-        }
-        if dentry == parent || dentry == 0 {
-            break;
-        }
-        // SAFETY: promised by the caller.
-        match unsafe {
-            append(
-                (&raw mut (*process).exe).cast(),
-                length,
-                read(dentry, &layout::DENTRY_NAME),
-            )
-        } {
-            Some(longer) => length = longer,
-            None => {
-                // SAFETY: promised by the caller.
-                unsafe { (*process).flags |= process_flag::EXE_TRUNCATED };
-                break;
-            }
-        }
-        dentry = parent;
-    }
     // SAFETY: promised by the caller.
-    unsafe { (*process).exe_length = length };
+    unsafe {
+        let (length, whole) = path::of_file(&raw mut (*process).exe, file);
+        (*process).exe_length = length;
+        if !whole && file != 0 {
+            (*process).flags |= process_flag::EXE_TRUNCATED;
+        }
+    }
 }
 
 /// # Safety
@@ -356,12 +288,12 @@ unsafe fn cgroups(process: *mut Process, task: Address) {
     let unified: Address = read(set, &layout::CSS_SET_DEFAULT);
     // SAFETY: promised by the caller.
     unsafe {
-        let (length, whole) = cgroup_path(&raw mut (*process).cgroup, unified);
+        let (length, whole) = path::of_cgroup(&raw mut (*process).cgroup, unified);
         (*process).cgroup_length = length;
         if !whole {
             (*process).flags |= process_flag::CGROUP_TRUNCATED;
         }
-        let (length, whole) = cgroup_path(
+        let (length, whole) = path::of_cgroup(
             &raw mut (*process).cgroup_v1,
             version_1_cgroup(set, unified),
         );
@@ -398,31 +330,6 @@ fn version_1_cgroup(set: Address, unified: Address) -> Address {
         }
     }
     0
-}
-
-/// Writes a cgroup's path. Returns its length, and whether it is whole.
-///
-/// # Safety
-///
-/// `buffer` must point to `PATH_BUFFER` writable bytes.
-#[inline(always)]
-unsafe fn cgroup_path<T>(buffer: *mut T, cgroup: Address) -> (u32, bool) {
-    let mut node: Address = read(cgroup, &layout::CGROUP_KN);
-    let mut length = 0;
-    for _ in 0..20 {
-        let parent: Address = read(node, &layout::KERNFS_PARENT);
-        // The root's own name is empty.
-        if parent == 0 {
-            return (length, true);
-        }
-        // SAFETY: promised by the caller.
-        match unsafe { append(buffer.cast(), length, read(node, &layout::KERNFS_NAME)) } {
-            Some(longer) => length = longer,
-            None => return (length, false),
-        }
-        node = parent;
-    }
-    (length, false)
 }
 
 /// A process was made.

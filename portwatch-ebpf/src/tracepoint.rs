@@ -9,8 +9,7 @@ use aya_ebpf::{
 };
 
 use crate::layout::{self, Address, load_typed, read, read_user};
-use crate::sock::of_descriptor;
-use crate::{bind, conflict, listen, release, snapshot, task, timewait};
+use crate::{bind, listen, release, snapshot, task, timewait};
 
 /// A system call that concerns us, with its arguments.
 enum Call {
@@ -104,18 +103,12 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         Some(Call::Bind(descriptor, address, length)) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "bind of {} returned {}", descriptor, result);
-            let opened = of_descriptor(descriptor);
-            if result as i32 == conflict::EADDRINUSE {
-                bind::refused(opened, bind::port_at(address));
-            }
-            bind::returned(opened, address, length, None, result as i32);
+            bind::left(descriptor, address, length, result as i32);
         }
         Some(Call::Listen(descriptor, backlog)) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "listen on {} returned {}", descriptor, result);
-            let opened = of_descriptor(descriptor);
-            listen::refused(opened, result as i32);
-            listen::returned(opened, backlog, 0, result as i32);
+            listen::left(descriptor, backlog, result as i32);
         }
         None => {}
     }

@@ -2,14 +2,16 @@
 //! their own, processes that do as they are told, and the comparison of whole
 //! events.
 //!
-//! Nothing here sleeps. What has to have happened is waited for as the event or
-//! the line that says so; the time limits only keep a failure from hanging.
+//! Nothing here sleeps in the place of an event. What has to have happened is
+//! waited for as the event or the line that says so, or looked at until it is
+//! there; the time limits only keep a failure from hanging.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a support library of tests: what cannot go on panics"
 )]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::ExitStatusExt as _;
@@ -17,6 +19,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{LazyLock, RwLock};
+use std::thread;
 use std::time::Duration;
 
 pub mod actor;
@@ -48,7 +51,42 @@ pub static LIMIT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(10) 
 /// Between fork and exec a child has a copy of every descriptor, and whoever
 /// closes the last one is told as who released the socket: while a test closes
 /// descriptors no child may be made.
-pub(crate) static FORKING: RwLock<()> = RwLock::new(());
+static FORKING: RwLock<()> = RwLock::new(());
+
+thread_local! {
+    /// Whether no child is made because of what this thread does.
+    static CLOSING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does something that closes descriptors. No child is made meanwhile.
+pub(crate) fn closing<T>(act: impl FnOnce() -> T) -> T {
+    // A second lock would wait for who waits for the first.
+    if CLOSING.get() {
+        return act();
+    }
+    let _alone = FORKING.read().unwrap_or_else(|lock| lock.into_inner());
+    closing_for(act)
+}
+
+/// The same in a thread whose starter is [`closing`].
+pub(crate) fn closing_for<T>(act: impl FnOnce() -> T) -> T {
+    struct Over;
+    impl Drop for Over {
+        fn drop(&mut self) {
+            CLOSING.set(false);
+        }
+    }
+    CLOSING.set(true);
+    let _over = Over;
+    act()
+}
+
+/// Lets others run before something is looked at again of which nothing tells. At one real-time
+/// priority, as in a guest, a yield gives way to nobody who has a lower one: not to the kernel's
+/// threads either, which may be what is waited for.
+pub fn look_again_soon() {
+    thread::sleep(Duration::from_millis(5));
+}
 
 /// Starts a program; when this returns the child has executed it.
 pub fn spawn(command: &mut Command) -> Child {
@@ -121,7 +159,7 @@ pub fn signal(child: &Child, signal: nix::sys::signal::Signal) {
 pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
     let (say, said) = channel();
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(|| {
             let status = child.wait().unwrap();
             let _ = say.send(status);
@@ -152,7 +190,7 @@ impl Printed {
     /// The lines of a pipe.
     pub fn of(pipe: impl Read + Send + 'static) -> Self {
         let (say, said) = channel();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
                 if say.send(line).is_err() {
                     break;

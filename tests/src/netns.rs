@@ -11,10 +11,11 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
 
-use crate::{FORKING, LIMIT, spawn};
+use crate::{LIMIT, closing, closing_for, look_again_soon, spawn};
 
 // enum in include/net/tcp_states.h
 const TCP_FIN_WAIT2: u8 = 5;
+const TCP_TIME_WAIT: u8 = 6;
 
 /// Name of the threads that act in a namespace.
 pub const COMM: &str = "pw-scenario";
@@ -80,8 +81,7 @@ impl Netns {
     /// Acts in the namespace, in a thread of its own. No process is started meanwhile, so what is
     /// closed here is closed by the last who has it; and so it must not start one.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
-        let _no_fork = FORKING.read().unwrap_or_else(|lock| lock.into_inner());
-        self.run_while_forking(act)
+        closing(|| self.run_while_forking(|| closing_for(act)))
     }
 
     /// Acts in the namespace while processes may be started: for what takes long and closes no
@@ -164,7 +164,7 @@ impl Netns {
                     return;
                 }
                 assert!(begin.elapsed() < *LIMIT, "{address}: {addresses}");
-                thread::yield_now();
+                look_again_soon();
             }
         });
     }
@@ -175,29 +175,25 @@ impl Netns {
         self.wait_for_socket(table, ports, |state| state == Some(TCP_FIN_WAIT2));
     }
 
+    /// Waits until the TCP connection with this local and remote port is in TIME_WAIT: the peer's
+    /// close has arrived.
+    pub fn wait_for_timewait(&self, table: &str, ports: (u16, u16)) {
+        self.wait_for_socket(table, ports, |state| state == Some(TCP_TIME_WAIT));
+    }
+
+    /// Closes one end of a TCP connection of IPv4 and then, when it knows of that, the other: the
+    /// first is in TIME_WAIT, and only that one.
+    pub fn close_in_turn(&self, first: crate::Socket, second: crate::Socket) {
+        let ports = (first.local().port(), first.remote().port());
+        self.run(|| drop(first));
+        self.wait_for_fin_wait2("tcp", ports);
+        self.run(|| drop(second));
+        self.wait_for_timewait("tcp", ports);
+    }
+
     /// Waits until there is no TCP socket with this local and remote port.
     pub fn wait_for_none(&self, table: &str, ports: (u16, u16)) {
         self.wait_for_socket(table, ports, |state| state.is_none());
-    }
-
-    /// Waits until so many TCP connections of IPv4 are in TIME_WAIT.
-    pub fn wait_for_timewaits(&self, count: usize) {
-        let begin = Instant::now();
-        self.run_while_forking(|| {
-            loop {
-                let sockets = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-                // The state is the fourth field, in hexadecimal: TCP_TIME_WAIT is 6.
-                let waiting = |line: &&str| line.split_ascii_whitespace().nth(3) == Some("06");
-                if sockets.lines().filter(waiting).count() == count {
-                    return;
-                }
-                assert!(
-                    begin.elapsed() < *LIMIT,
-                    "not {count} TIME_WAITs:\n{sockets}"
-                );
-                thread::yield_now();
-            }
-        });
     }
 
     /// Looks until what is seen of the socket is right: nothing tells of these states.
@@ -220,7 +216,7 @@ impl Netns {
                     begin.elapsed() < *LIMIT,
                     "the socket with ports {ports:?} does not get on:\n{sockets}"
                 );
-                thread::yield_now();
+                look_again_soon();
             }
         });
     }

@@ -1,17 +1,20 @@
 //! Sockets with every option that decides over binding.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use libc::{c_int, socklen_t};
+
+use crate::closing;
 
 /// IPPROTO_MPTCP, include/uapi/linux/in.h.
 pub const MPTCP: c_int = 262;
 
 /// A socket.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct Socket(ManuallyDrop<OwnedFd>);
 
 /// An option of SOL_SOCKET, IPPROTO_IP or IPPROTO_IPV6 that is switched on.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +114,7 @@ impl Socket {
         let descriptor =
             check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })?;
         // SAFETY: the descriptor is new and nobody else's.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+        Ok(Self::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
     }
 
     fn new(family: c_int, kind: c_int, protocol: c_int) -> Self {
@@ -293,7 +296,7 @@ impl Socket {
             )
         };
         // SAFETY: the descriptor is new and nobody else's.
-        check(result).map(|descriptor| Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+        check(result).map(|descriptor| Self::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
     }
 
     /// shutdown(2) of the sending half.
@@ -320,7 +323,7 @@ impl Socket {
     /// A second descriptor of the same socket.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Self(self.0.try_clone().unwrap())
+        Self::from(self.0.try_clone().unwrap())
     }
 
     /// The descriptor's number.
@@ -331,12 +334,12 @@ impl Socket {
     /// Lets a program that is executed keep it.
     pub fn keep(&self) {
         let flags = nix::fcntl::FdFlag::empty();
-        nix::fcntl::fcntl(&self.0, nix::fcntl::FcntlArg::F_SETFD(flags)).unwrap();
+        nix::fcntl::fcntl(&*self.0, nix::fcntl::FcntlArg::F_SETFD(flags)).unwrap();
     }
 
     /// Its inode number, as in `/proc/PID/fd`.
     pub fn inode(&self) -> u64 {
-        nix::sys::stat::fstat(&self.0).unwrap().st_ino
+        nix::sys::stat::fstat(&*self.0).unwrap().st_ino
     }
 }
 
@@ -348,7 +351,14 @@ impl AsFd for Socket {
 
 impl From<OwnedFd> for Socket {
     fn from(descriptor: OwnedFd) -> Self {
-        Self(descriptor)
+        Self(ManuallyDrop::new(descriptor))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: it is not used any more.
+        closing(|| unsafe { ManuallyDrop::drop(&mut self.0) });
     }
 }
 

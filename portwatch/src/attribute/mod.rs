@@ -29,6 +29,7 @@ use crate::kernel::losses::Losses;
 use crate::kernel::stream::Batch;
 use crate::kernel::{netns, snapshot};
 
+mod arguments;
 pub mod cgroup;
 pub mod conflict;
 pub mod container;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use portwatch_common::record::{ANCESTORS, Ancestor as RawAncestor, Fork, Gone, Task, task_flag};
 
+use super::arguments;
 use super::cgroup::{self, ContainerRef};
 use super::container::{Named, by_ancestor};
 use crate::event::{Actor, Ancestor, Membership, Process, Text, text};
@@ -86,6 +87,16 @@ impl Found {
     pub fn container(&self) -> Option<&ContainerRef> {
         self.known.container.as_ref()
     }
+
+    /// Whether it is this process.
+    pub(super) fn is(&self, key: Key) -> bool {
+        self.tgid == key.tgid && self.start_tick == key.start / TICK
+    }
+
+    /// What it is.
+    pub(super) fn process(&self) -> &Process {
+        &self.known.process
+    }
 }
 
 /// All that is known of processes; bounded.
@@ -108,8 +119,9 @@ impl Default for Processes {
 }
 
 impl Processes {
-    /// A process has said who it is. Returns a process that had to be forgotten for it, of which
-    /// the kernel side must be told. `proc` is where to look for its ancestors.
+    /// A process has said who it is; `proc` is where to look for its ancestors, and for arguments that it
+    /// could not say. Returns a process that had to be forgotten for it, of which the kernel side must be
+    /// told.
     pub fn identified(&mut self, identity: &Identity, proc: &Path) -> Option<Key> {
         let key = Key::of(&identity.task);
         let mut known = known(identity);
@@ -134,6 +146,8 @@ impl Processes {
                     process.exe.clone_from(&before.exe);
                     process.exe_hex.clone_from(&before.exe_hex);
                 }
+            } else {
+                arguments::find(identity, Arc::make_mut(&mut known.process), proc);
             }
         }
         self.insert(key, known)
@@ -224,7 +238,7 @@ impl Processes {
 
     fn found_as(&self, key: Key) -> Option<&Known> {
         let found = self.found.get(&key.tgid)?;
-        (found.start_tick == key.start / TICK).then_some(&found.known)
+        found.is(key).then_some(&found.known)
     }
 
     fn known(&mut self, key: Key) -> Option<&mut Known> {

@@ -191,7 +191,13 @@ fn give_back() {
 
 /// The parts of the kernel side that the wanted events need.
 fn parts(filter: &Filter) -> Vec<Part> {
-    let mut parts = BTreeSet::from([Part::Bind, Part::Autobind, Part::Process, Part::Snapshot]);
+    let mut parts = BTreeSet::from([
+        Part::Bind,
+        Part::Autobind,
+        Part::Conflict,
+        Part::Process,
+        Part::Snapshot,
+    ]);
     if filter.wants(Kind::Release) || filter.wants(Kind::Timewait) {
         // Why a TIME_WAIT ended depends on whether somebody still listens.
         parts.insert(Part::Release);

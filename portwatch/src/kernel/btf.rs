@@ -12,6 +12,7 @@
 #[cfg(test)]
 pub(crate) mod blob;
 mod declaration;
+mod excerpt;
 mod field;
 #[cfg(test)]
 mod tests;

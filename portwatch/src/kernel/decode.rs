@@ -47,6 +47,8 @@ pub struct Identity {
     pub mntns: u32,
     /// The process was exiting: it had neither arguments nor executable any more.
     pub no_memory: bool,
+    /// The process has executed no program since it was forked.
+    pub forked: bool,
     /// The arguments, each with a NUL behind it; nothing if they could not be read.
     pub args: Option<Vec<u8>>,
     /// There were more arguments than that.
@@ -175,6 +177,7 @@ fn identity(process: &Process, rest: &[u8]) -> Identity {
         pidns: process.pidns,
         mntns: process.mntns,
         no_memory,
+        forked: flags & process_flag::FORKED != 0,
         args: readable.then(|| tail(rest, process.args_read, record::ARGS_CAPACITY)),
         args_truncated: readable && process.args_length > process.args_read,
         // A program without a name in the file system (memfd) has the path "/".

@@ -201,6 +201,23 @@ pub struct Hook {
     pub optional: bool,
 }
 
+impl Hook {
+    /// The names of the types by which it is attached, which are none for kprobes.
+    pub(super) fn types(&self) -> Vec<String> {
+        let prefix = match self.attach {
+            Attach::Fentry | Attach::Fexit => "",
+            Attach::Tracepoint => "btf_trace_",
+            Attach::Iterator => "bpf_iter_",
+            Attach::Kprobe | Attach::Kretprobe | Attach::CgroupSockRelease => return Vec::new(),
+        };
+        let names = self
+            .targets
+            .iter()
+            .map(|target| format!("{prefix}{target}"));
+        names.collect()
+    }
+}
+
 /// The hooks of all parts and backends; one that several share comes more than once.
 pub fn all() -> impl Iterator<Item = &'static Hook> {
     Part::ALL.into_iter().flat_map(|part| {
@@ -377,11 +394,13 @@ const BIND_FENTRY: &[Hook] = &[
     fexit("fexit_inet_listen", &INET_LISTEN),
 ];
 
+/// The returns of system calls come before their entries: what an entry keeps for a return that is not
+/// probed yet would stay, and at the thread's next call seem to be one whose return was missed.
 const BIND_KPROBE: &[Hook] = &[
-    kprobe("kprobe_sys_bind", &["__sys_bind"]),
     kretprobe("kretprobe_sys_bind", &["__sys_bind"]),
-    kprobe("kprobe_sys_listen", &["__sys_listen"]),
+    kprobe("kprobe_sys_bind", &["__sys_bind"]),
     kretprobe("kretprobe_sys_listen", &["__sys_listen"]),
+    kprobe("kprobe_sys_listen", &["__sys_listen"]),
     kprobe("kprobe_inet_bind", &INET_BIND),
     kretprobe("kretprobe_inet_bind", &INET_BIND),
     optional(kprobe("kprobe_inet6_bind", &INET6_BIND)),

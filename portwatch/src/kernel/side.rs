@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::Iter;
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel};
 use portwatch_common::map::{QUERIES_CAPACITY, WANTED_CAPACITY, control, lost};
 use portwatch_common::record::{SnapshotEntry, Timewait, kind};
 
@@ -56,8 +56,8 @@ pub struct Step {
 pub struct KernelSide {
     /// Reading an iterator changes its program's links.
     ebpf: Mutex<Ebpf>,
-    /// The kernel's types, as aya needs them to attach, until the choice is made.
-    types: Option<AyaBtf>,
+    /// The types that hooks go to, as aya needs them to attach, until the choice is made.
+    types: AyaBtf,
     ladder: Vec<Backend>,
     parts: Vec<Part>,
     placed: BTreeMap<Part, (Backend, Vec<Status>)>,
@@ -71,6 +71,9 @@ pub struct KernelSide {
     /// Those functions of this kernel that hooks go to.
     functions: BTreeSet<&'static str>,
     absent: Vec<String>,
+    /// Calls that returned while their returns were probed and their entries not yet: nothing is lost
+    /// with them, as the stream had not begun.
+    entries_unseen: u64,
 }
 
 /// What to load.
@@ -111,13 +114,17 @@ impl KernelSide {
                 "please report it, with the output of portwatch doctor",
             )
         })?;
-        // Looking addresses up means reading all of /proc/kallsyms.
-        let addresses = choice.parts.contains(&Part::Timewait);
+        // Looking addresses up means reading all of /proc/kallsyms: only timers are known by them.
+        let timers = choice.backend.is_none_or(|it| it == Backend::Tracepoint);
+        let addresses = timers && choice.parts.contains(&Part::Timewait);
         let (settings, symbols) = Settings::resolve(&btf, addresses);
         let functions = hook::all()
             .flat_map(|hook| hook.targets.iter().copied())
             .filter(|target| btf.function(target).is_some())
             .collect();
+        let names: Vec<_> = hook::all().flat_map(Hook::types).collect();
+        let types = btf.excerpt(names.iter().map(|name| &**name));
+        let types = AyaBtf::parse(&types, Endianness::default()).map_err(|e| unreadable(&e))?;
         drop(btf);
 
         unlock_memory();
@@ -145,11 +152,11 @@ impl KernelSide {
                 "run it as root; before Linux 5.11 locked memory counts: ulimit -l unlimited",
             )
         })?;
-        // It holds all of the kernel's types, which are about to be read again.
+        // It holds all of the kernel's types, which it has read for itself.
         drop(loader);
         let mut side = Self {
             ebpf: Mutex::new(ebpf),
-            types: None,
+            types,
             ladder: match choice.backend {
                 Some(backend) => vec![backend],
                 None => Backend::LADDER.to_vec(),
@@ -165,6 +172,7 @@ impl KernelSide {
             no_addresses: symbols.err(),
             functions,
             absent: layout.absent().iter().map(ToString::to_string).collect(),
+            entries_unseen: 0,
         };
         #[cfg(feature = "log")]
         super::messages::print(&mut side.ebpf()).map_err(|error| {
@@ -202,6 +210,7 @@ impl KernelSide {
             match accepted {
                 Ok(statuses) => {
                     self.placed.insert(part, (*backend, statuses));
+                    self.entries_unseen += self.losses().kretprobe;
                     return Ok(());
                 }
                 Err(why) => self.steps.push(Step {
@@ -232,15 +241,11 @@ impl KernelSide {
         backend: Backend,
         hooks: &[Hook],
     ) -> Result<Result<Vec<Status>, String>, Unsupported> {
-        let btf = match self.types.take() {
-            Some(btf) => btf,
-            None => AyaBtf::from_sys_fs().map_err(|error| unreadable(&error))?,
-        };
         let mut statuses = Vec::new();
         let mut refusal = None;
         for hook in hooks {
             let attached = match self.target(hook) {
-                Some(target) => attach::hook(&mut self.ebpf(), *hook, target, &btf),
+                Some(target) => attach::hook(&mut self.ebpf(), *hook, target, &self.types),
                 // There is nothing that it could miss.
                 None if hook.optional => continue,
                 None => Err(AttachError::Absent(
@@ -266,7 +271,6 @@ impl KernelSide {
                 failure: failure.map(|error| error.to_string()),
             });
         }
-        self.types = Some(btf);
         if refusal.is_none() && statuses.iter().all(|status| status.failure.is_some()) {
             refusal = statuses
                 .first()
@@ -337,7 +341,7 @@ impl KernelSide {
 
     /// The choice is made: gives the memory back that only it needs.
     pub fn settle(&mut self) {
-        self.types = None;
+        self.types = AyaBtf::new();
     }
 
     /// The parts that were asked for, each with the backend that does it, if any does.
@@ -513,7 +517,7 @@ impl KernelSide {
                 losses.ring.insert(name, count(index));
             }
             losses.bound = count(lost::BOUND);
-            losses.kretprobe = count(lost::KRETPROBE);
+            losses.kretprobe = count(lost::KRETPROBE).saturating_sub(self.entries_unseen);
             losses.tree = count(lost::TREE);
         }
         for (_, status) in self.statuses() {

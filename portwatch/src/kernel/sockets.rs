@@ -251,7 +251,7 @@ impl Sockets {
                     socket: entry.socket,
                     device: None,
                     bound: entry.bound != 0,
-                    uid: None,
+                    uid: Some(entry.uid),
                     expires_in_ms: None,
                     tasks: Vec::new(),
                 });

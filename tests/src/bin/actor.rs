@@ -23,7 +23,7 @@
 //! | `session`, `group` | setsid(2), setpgid(2) |
 //! | `refuse=ERRNO` | a seccomp filter refuses each bind(2) from now on |
 //! | `uid=N`, `gid=N` | setresuid(2), setresgid(2) |
-//! | `fifo` | runs at a priority of SCHED_FIFO from now on |
+//! | `fifo`, `fifo=PID` | runs at a priority of SCHED_FIFO from now on; another task does |
 //! | `comm=NAME` | names the thread |
 //! | `title=TEXT` | writes over the arguments in memory |
 //! | `unshare=pid`, `unshare=net` | what is forked is in a new one; a new one |
@@ -211,7 +211,7 @@ impl Player {
                 let gid = Gid::from_raw(text.parse().unwrap());
                 setresgid(gid, gid, gid).unwrap();
             }
-            "fifo" => run_undisturbed(),
+            "fifo" => run_undisturbed(text.parse().unwrap_or(0)),
             "comm" => std::fs::write("/proc/thread-self/comm", value).unwrap(),
             "title" => write_title(value),
             "unshare" => unshare(match &*text {
@@ -276,11 +276,12 @@ fn exec(program: &[u8], arguments: &[OsString]) {
     panic!("{program:?}: {error}");
 }
 
-/// Nobody of the same priority preempts whoever runs at one of SCHED_FIFO; children inherit it.
-fn run_undisturbed() {
+/// Nobody of the same priority preempts whoever runs at one of SCHED_FIFO; children inherit it. 0 is
+/// this process.
+fn run_undisturbed(pid: libc::pid_t) {
     let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the parameter is valid; 0 is this process.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    // SAFETY: the parameter is valid.
+    let result = unsafe { libc::sched_setscheduler(pid, libc::SCHED_FIFO, &raw const priority) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 

@@ -16,7 +16,7 @@ pub struct Scene {
 impl Scene {
     /// Begins to trace.
     pub fn trace() -> (Arc<Trace>, usize) {
-        let trace = Trace::shared();
+        let trace = Trace::shared(&[]);
         let from = trace.seen();
         (trace, from)
     }

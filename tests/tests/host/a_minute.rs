@@ -1,10 +1,11 @@
 //! A TIME_WAIT to its natural end. The tests are run in the order of their names: this one, which
 //! takes a minute, is the first and runs beside all others.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use portwatch_tests::expect::{enter, exit};
-use portwatch_tests::{LIMIT, Scenario};
+use portwatch_tests::{LIMIT, Netns, Scenario, Trace};
 
 use crate::connection::{
     CLIENT, Connection, SERVER, client_released, connection_made, waiting_with_reuseaddr,
@@ -12,7 +13,11 @@ use crate::connection::{
 
 #[test]
 fn later_a_timewait_expires() {
-    let mut scenario = Scenario::new();
+    let netns = Netns::new();
+    // In a guest it is traced beside all other scenarios, which do not concern it.
+    let inode = netns.inode().to_string();
+    let trace = Arc::new(Trace::start(&["--netns", &inode]));
+    let mut scenario = Scenario::within(trace, netns);
     let listener = Connection::new(&scenario).ended_by_server(&scenario);
     let limit = Duration::from_secs(65) + *LIMIT;
     scenario.wait_for(limit, "the end of the TIME_WAIT", |event| {

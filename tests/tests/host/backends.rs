@@ -1,12 +1,16 @@
 //! What not every backend can see, and the choice of one.
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use portwatch_tests::expect::{bind, bind_failed, inet, listen, release, socket, with};
 use portwatch_tests::rewrite::Rewrite;
 use portwatch_tests::socket::{address, sockaddr};
 use portwatch_tests::uring::{self, Ring};
-use portwatch_tests::{Actor, Identity, Scenario, Socket, portwatch};
+use portwatch_tests::{
+    Actor, Identity, Netns, Scenario, Socket, Trace, look_again_soon, portwatch,
+};
 use serde_json::{Value, json};
 
 /// Whether a part of the work is done by one of these backends in the scenario's trace.
@@ -204,10 +208,42 @@ fn the_kernel_binds_for_itself() {
     assert_eq!(released["socket"]["kernel"], Value::Null);
 }
 
+/// Its hooks are put in place one after the other: what is seen by some of them is no loss.
+#[test]
+fn binds_while_a_trace_begins_are_not_lost() {
+    /// Ends the binding, also where the trace fails.
+    struct Until<'a>(&'a AtomicBool);
+    impl Drop for Until<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let netns = Netns::new();
+    let ended = AtomicBool::new(false);
+    let bind = || {
+        while !ended.load(Ordering::Relaxed) {
+            drop(Socket::udp4().bound("127.0.0.1:5353"));
+            look_again_soon();
+        }
+    };
+    let stream = thread::scope(|scope| {
+        let _until = Until(&ended);
+        scope.spawn(|| netns.run_while_forking(bind));
+        Trace::start(&[]).stop()
+    });
+    assert_eq!(stream.lines[0]["event"], "start");
+}
+
 /// A backend that was asked for is used or refused, with the reason, and no other takes its place.
 #[test]
 fn one_backend_and_no_other() {
-    for backend in ["fentry", "kprobe", "tracepoint"] {
+    // In a guest the suite is run for each.
+    let asked_for = std::env::var("PORTWATCH_TEST_BACKEND");
+    let backends = match &asked_for {
+        Ok(backend) => vec![&**backend],
+        Err(_) => vec!["fentry", "kprobe", "tracepoint"],
+    };
+    for backend in backends {
         let mut command = Command::new(portwatch());
         command.args(["trace", "--json", "--duration", "1ms", "--backend", backend]);
         let output = command.output().unwrap();
@@ -219,6 +255,9 @@ fn one_backend_and_no_other() {
                 assert_eq!(start["backend"], backend);
                 for part in ["bind", "release", "timewait"] {
                     assert_eq!(start["parts"][part], backend, "{part}: {start}");
+                }
+                if backend != "tracepoint" {
+                    assert_eq!(start["parts"]["conflict"], backend, "{start}");
                 }
             }
             Some(3) => {

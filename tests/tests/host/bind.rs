@@ -259,7 +259,7 @@ fn unix_bind(transport: &str, local: &Value) -> Value {
 
 #[test]
 fn unix_sockets_if_asked_for() {
-    let mut scenario = Scenario::traced(&["--unix"]);
+    let mut scenario = Scenario::sharing(&["--unix"]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory
         .path()

@@ -40,10 +40,9 @@ impl Connection {
     pub fn ended_by_server(self, scenario: &Scenario) -> Socket {
         scenario.run(|| self.server.shutdown());
         scenario.netns.wait_for_fin_wait2("tcp", (8080, 5000));
-        scenario.run(|| {
-            drop(self.client);
-            drop(self.server);
-        });
+        scenario.run(|| drop(self.client));
+        scenario.netns.wait_for_timewait("tcp", (8080, 5000));
+        scenario.run(|| drop(self.server));
         self.listener
     }
 
@@ -51,10 +50,9 @@ impl Connection {
     pub fn ended_by_client(self, scenario: &Scenario) -> Socket {
         scenario.run(|| self.client.shutdown());
         scenario.netns.wait_for_fin_wait2("tcp", (5000, 8080));
-        scenario.run(|| {
-            drop(self.server);
-            drop(self.client);
-        });
+        scenario.run(|| drop(self.server));
+        scenario.netns.wait_for_timewait("tcp", (5000, 8080));
+        scenario.run(|| drop(self.client));
         self.listener
     }
 }

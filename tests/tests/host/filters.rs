@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portwatch_tests::expect::{bind, bind_failed, enter, listen, release, socket, waiting, with};
-use portwatch_tests::socket::{self, REUSEADDR, sockaddr_un};
+use portwatch_tests::socket::{self, sockaddr_un};
 use portwatch_tests::{LIMIT, Netns, Scenario, Socket, Trace, portwatch, spawn, start, wait};
 use serde_json::{Value, json};
+
+use crate::connection::Connection;
 
 const FIRST: &str = "127.0.0.1:8080";
 const SECOND: &str = "127.0.0.1:8090";
@@ -92,8 +94,9 @@ fn by_pid() {
 
 #[test]
 fn by_uid() {
-    let two = Two::new(&["uid=54320"], &["uid=54321"]);
-    two.traced(&["-u", "54321"], &json!({"uid": ["54321"]}));
+    // No other scenario has these.
+    let two = Two::new(&["uid=54400"], &["uid=54401"]);
+    two.traced(&["-u", "54401"], &json!({"uid": ["54401"]}));
 }
 
 #[test]
@@ -144,25 +147,33 @@ fn by_the_port_that_was_given() {
 }
 
 #[test]
-fn by_netns_inode_and_path() {
-    let other = Netns::new();
+fn by_the_inode_of_a_netns() {
     let netns = Netns::new();
     let inode = netns.inode().to_string();
-    let path = {
-        use std::os::fd::AsRawFd as _;
-        let file = netns.file();
-        format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
-    };
-    let trace = Arc::new(Trace::start(&["--netns", &inode]));
-    let by_path = Arc::new(Trace::start(&["--netns", &path]));
+    by_netns(netns, &inode);
+}
+
+#[test]
+fn by_the_path_of_a_netns() {
+    use std::os::fd::AsRawFd as _;
+    let netns = Netns::new();
+    let descriptor = netns.file().as_raw_fd();
+    by_netns(
+        netns,
+        &format!("/proc/{}/fd/{descriptor}", std::process::id()),
+    );
+}
+
+/// Traces a namespace and not another.
+fn by_netns(netns: Netns, wanted: &str) {
+    let other = Netns::new();
+    let inode = netns.inode().to_string();
+    let trace = Arc::new(Trace::start(&["--netns", wanted]));
     let scenario = Scenario::within(trace, netns);
     other.run(|| drop(Socket::udp4().bound(FIRST)));
     binds(&scenario, Socket::udp4, SECOND);
     let filters = json!({"netns": [inode]});
     end_alone(scenario, &filters, &bound_by("$self", SECOND));
-    let by_path = Arc::into_inner(by_path).unwrap().stop();
-    assert_eq!(by_path.lines[0]["filters"], filters);
-    assert_eq!(by_path.lines.len(), 4, "{:?}", by_path.lines);
 }
 
 #[test]
@@ -282,17 +293,8 @@ fn by_failure() {
 
 /// A little of everything: what of it passes is the filter's doing.
 fn a_little_of_everything(scenario: &Scenario) -> [Value; 5] {
-    scenario.run(|| {
-        let listener = Socket::tcp4().with(REUSEADDR).bound(FIRST);
-        listener.listen(5).unwrap();
-        let client = Socket::tcp4().with(REUSEADDR).bound("127.0.0.1:5000");
-        let server = socket::connect(&listener, &client);
-        // The acknowledgement of the first goes with the second, so that the socket never is in
-        // FIN_WAIT2.
-        server.shutdown();
-        client.shutdown();
-        drop((client, server, listener));
-    });
+    let listener = Connection::new(scenario).ended_by_server(scenario);
+    scenario.run(|| drop(listener));
     let listener = socket("tcp", FIRST, &["reuseaddr"]);
     let client = socket("tcp", "127.0.0.1:5000", &["reuseaddr"]);
     let connection = waiting(FIRST, "127.0.0.1:5000");

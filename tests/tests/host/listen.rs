@@ -341,7 +341,7 @@ fn a_bound_client_is_released_with_its_connection() {
 
 #[test]
 fn a_unix_listener_if_asked_for() {
-    let mut scenario = Scenario::traced(&["--unix"]);
+    let mut scenario = Scenario::sharing(&["--unix"]);
     scenario.run(|| {
         let listener = Socket::open(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
         let name = socket::sockaddr_un(b"\0portwatch-listener");

@@ -69,73 +69,81 @@ fn a_process_that_is_killed_as_the_trace_begins() {
     ]);
 }
 
-/// A connection that is older than the trace, and then the steps of each of its ends.
-fn connection(server: &[&str], check: impl FnOnce(&mut Scenario, &mut Actor, &mut Actor, u16)) {
-    let serve = [
-        "socket=tcp4",
-        "bind=127.0.0.1:8080",
-        "listen",
-        "say=ready",
-        "accept",
-        "say=accepted",
-        "wait",
-    ];
-    let (netns, mut server) = holder(&[&serve[..], server].concat());
-    let steps = [
-        "socket=tcp4",
-        "connect=127.0.0.1:8080",
-        "port",
-        "wait",
-        "close",
-        "say=closed",
-        "wait",
-    ];
-    let mut client = Actor::start(&netns, &steps);
-    client.go();
-    let port: u16 = client.number();
-    server.says("accepted");
-    let mut scenario = Scenario::within(Arc::new(Trace::start(&[])), netns);
-    scenario.know("$server", server.identity());
-    scenario.know("$client", client.identity());
-    check(&mut scenario, &mut server, &mut client, port);
+/// A connection in a namespace of its own, the steps of whose server's end are given.
+struct Connection {
+    netns: Netns,
+    server: Actor,
+    client: Actor,
+    port: u16,
 }
 
-#[test]
-fn a_connection_that_is_closed_during_the_trace() {
-    connection(&["close", "wait"], |scenario, server, client, port| {
+impl Connection {
+    fn new(steps: &[&str]) -> Self {
+        let serve = [
+            "socket=tcp4",
+            "bind=127.0.0.1:8080",
+            "listen",
+            "say=ready",
+            "accept",
+            "say=accepted",
+            "wait",
+        ];
+        let (netns, server) = holder(&[&serve[..], steps].concat());
+        let steps = [
+            "socket=tcp4",
+            "connect=127.0.0.1:8080",
+            "port",
+            "wait",
+            "close",
+            "say=closed",
+            "wait",
+        ];
+        let mut client = Actor::start(&netns, &steps);
+        client.go();
+        let port = client.number();
+        server.says("accepted");
+        Self {
+            netns,
+            server,
+            client,
+            port,
+        }
+    }
+
+    /// The server's end is ended, then the client's, and how its TIME_WAIT begins is all that is seen.
+    fn end(self, trace: &Arc<Trace>, enter: impl FnOnce(Value, &str) -> Value) {
+        let Self {
+            netns,
+            mut server,
+            mut client,
+            port,
+        } = self;
+        let mut scenario = Scenario::within(Arc::clone(trace), netns);
+        scenario.know("$server", server.identity());
+        scenario.know("$client", client.identity());
         server.go();
         scenario.netns.wait_for_fin_wait2("tcp", (8080, port));
         client.go();
         client.says("closed");
-        let connection = waiting(LISTENER, &format!("127.0.0.1:{port}"));
-        scenario.expect(&[enter_late(connection, "$server")]);
-    });
-}
-
-#[test]
-fn a_connection_that_is_half_closed_during_the_trace() {
-    connection(&["shutdown", "wait"], |scenario, server, client, port| {
+        scenario.netns.wait_for_timewait("tcp", (8080, port));
+        // What it still has of the connection it gives back now.
         server.go();
-        scenario.netns.wait_for_fin_wait2("tcp", (8080, port));
-        client.go();
-        client.says("closed");
-        let connection = waiting(LISTENER, &format!("127.0.0.1:{port}"));
-        scenario.expect(&[enter(connection, "$server")]);
-    });
-}
-
-/// It got its port from its listener, and gives none back.
-#[test]
-fn an_accepted_connection_is_not_released() {
-    let steps = ["shutdown", "wait", "close", "say=closed", "wait"];
-    connection(&steps, |scenario, server, client, port| {
-        server.go();
-        scenario.netns.wait_for_fin_wait2("tcp", (8080, port));
-        client.go();
-        client.says("closed");
-        server.go();
-        server.says("closed");
+        server.says("done");
         let connection = waiting(LISTENER, &format!("127.0.0.1:{port}"));
         scenario.expect(&[enter(connection, "$server")]);
-    });
+    }
+}
+
+/// Connections that are older than the trace: one that is closed, one that is half closed, and one
+/// whose socket is closed after that. An accepted one got its port from its listener, and gives none
+/// back.
+#[test]
+fn connections_that_end_during_the_trace() {
+    let closed = Connection::new(&["close", "wait", "say=done", "wait"]);
+    let half_closed = Connection::new(&["shutdown", "wait", "say=done", "wait"]);
+    let then_closed = Connection::new(&["shutdown", "wait", "close", "say=done", "wait"]);
+    let trace = Arc::new(Trace::start(&[]));
+    closed.end(&trace, enter_late);
+    half_closed.end(&trace, enter);
+    then_closed.end(&trace, enter);
 }

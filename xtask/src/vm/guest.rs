@@ -15,6 +15,11 @@ use crate::process::shown;
 /// How long a guest may take. Five minutes are usual when all else is quiet.
 pub const LIMIT: Duration = Duration::from_secs(1200);
 
+/// The kernel's parameters: it ends with its first panic, its mitigations against processors' flaws
+/// are dear where one is emulated, and the thread that RCU's grace periods wait for has the priority
+/// of the tests.
+const PARAMETERS: &str = "panic=-1 quiet mitigations=off rcutree.kthread_prio=1";
+
 /// What is started.
 pub struct Guest {
     /// Its processor.
@@ -85,7 +90,8 @@ impl Guest {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// One processor: with two, about one boot in thirty dies under TCG.
+    /// Memory for several traces at a time, each with some 25 MB of maps, which the kernel gives back
+    /// late. One processor: with two, about one boot in thirty dies under TCG.
     fn command(&self) -> Command {
         let mut command = Command::new(format!("qemu-system-{}", self.arch.name()));
         let port = match self.arch {
@@ -104,7 +110,7 @@ impl Guest {
             }
         };
         command
-            .args(["-m", "512", "-smp", "1", "-nodefaults", "-no-user-config"])
+            .args(["-m", "1024", "-smp", "1", "-nodefaults", "-no-user-config"])
             .args(["-display", "none", "-monitor", "none", "-no-reboot"])
             .args(match self.clock {
                 Clock::Real => &[][..],
@@ -114,7 +120,7 @@ impl Guest {
             .arg(&self.image)
             .arg("-initrd")
             .arg(&self.initramfs)
-            .args(["-append", &format!("console={port} panic=-1 quiet")])
+            .args(["-append", &format!("console={port} {PARAMETERS}")])
             .arg("-serial")
             .arg(file_port(&self.console));
         match self.arch {

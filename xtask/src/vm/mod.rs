@@ -308,15 +308,17 @@ impl Run<'_> {
             self.args.backends.join(" ")
         };
         // Who names tests wants just those.
-        let (mut skipped, mut slow) = (String::new(), "");
+        let (mut skipped, mut slow, mut once) = (String::new(), "", String::new());
         if filters.is_empty() {
             slow = suite::SLOW;
-            for test in suite::NOT_IN_GUESTS.iter().chain([&slow]) {
+            once = suite::ONCE.join(" ");
+            let others = suite::NOT_IN_GUESTS.iter().chain(&suite::ONCE);
+            for test in others.chain([&slow]) {
                 skipped += &format!(" --skip {test}");
             }
         }
         format!(
-            "PORT={}\nTYPES='{}'\nBACKENDS='{backends}'\nSLOW='{slow}'\n\
+            "PORT={}\nTYPES='{}'\nBACKENDS='{backends}'\nONCE='{once}'\nSLOW='{slow}'\n\
              FILTERS='{}'\nSKIPPED='{skipped}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
             guest::result_port(kernel.arch),
             suite::TYPES,

@@ -14,6 +14,9 @@ pub fn backends(arch: Arch, series: &str) -> &'static [&'static str] {
 /// Tests of the library that concern the kernel's types.
 pub const TYPES: &str = "btf prototypes";
 
+/// Scenarios that trace nothing: no backend concerns them, and they are run once.
+pub const ONCE: [&str; 2] = ["list::", "why::"];
+
 /// The test that waits for a minute, which is run beside all others.
 pub const SLOW: &str = "a_minute::later_a_timewait_expires";
 
@@ -21,7 +24,7 @@ pub const SLOW: &str = "a_minute::later_a_timewait_expires";
 /// records that other tests here provoke as well, or to what it says before it
 /// loads anything. Each starts traces of its own, which takes seconds where the
 /// verifier is emulated. `cargo xtask test host` runs them.
-pub const NOT_IN_GUESTS: [&str; 15] = [
+pub const NOT_IN_GUESTS: [&str; 16] = [
     // Rendering.
     "text::",
     // Filters that the kernel side knows nothing of.
@@ -36,6 +39,7 @@ pub const NOT_IN_GUESTS: [&str; 15] = [
     // Another way to say what another test says.
     "filters::a_count_ends_it",
     "filters::by_the_name_of_a_netns",
+    "filters::by_the_path_of_a_netns",
     "filters::by_the_name_of_a_user",
     "filters::by_several_events",
     // Said before anything is loaded.
