@@ -50,8 +50,8 @@ server.on('listening', () => setInterval(() => {
 conflicts
   TIME  node[#1] `/usr/bin/node ./worker.js`: bind on tcp4 127.0.0.1:3210: EADDRINUSE
               held by   node[#2] `/usr/bin/node ./worker.js`, listening on 127.0.0.1:3210 since TIME (LONG)
-              why       listener: node[#2] listens on 127.0.0.1:3210
-              do        stop node[#2] (kill #2), or use another port    more: portwatch explain listener
+              why       sibling: node[#2] and node[#1] are of one job and both want 127.0.0.1:3210
+              do        give each worker a port of its own, or let each bind port 0    more: portwatch explain sibling
 ports used
   tcp4  127.0.0.1:3210  node[#2] `/usr/bin/node ./worker.js`  TIME to TIME
 ",
@@ -64,7 +64,7 @@ fn a_server_that_pytest_leaves_behind() {
     write(
         &place,
         "test_site.py",
-        "import subprocess, sys, time, urllib.request
+        "import socket, subprocess, sys, time
 
 def start():
     command = [sys.executable, '-m', 'http.server', '8123', '--bind', '127.0.0.1']
@@ -73,7 +73,7 @@ def start():
 def test_that_leaks():
     server = start()
     while server.poll() is None:
-        try: return urllib.request.urlopen('http://127.0.0.1:8123')
+        try: return socket.create_connection(('127.0.0.1', 8123)).close()
         except OSError: time.sleep(0.01)
 
 def test_that_suffers():
@@ -96,8 +96,8 @@ def test_that_suffers():
 conflicts
   TIME  python3[#1] `/usr/bin/python3 -m http.server 8123 --bind 127.0.0.1`: bind on tcp4 127.0.0.1:8123: EADDRINUSE
               held by   python3[#2] `/usr/bin/python3 -m http.server 8123 --bind 127.0.0.1`, listening on 127.0.0.1:8123 since TIME (LONG)
-              why       listener: python3[#2] listens on 127.0.0.1:8123
-              do        stop python3[#2] (kill #2), or use another port    more: portwatch explain listener
+              why       sibling: python3[#2] and python3[#1] are of one job and both want 127.0.0.1:8123
+              do        give each worker a port of its own, or let each bind port 0    more: portwatch explain sibling
 left behind
   python3[#2] `/usr/bin/python3 -m http.server 8123 --bind 127.0.0.1`, listening on tcp4 127.0.0.1:8123: ended by SIGTERM
 ports used
@@ -135,8 +135,8 @@ while 'EADDRINUSE' not in open('events.json').read(): time.sleep(0.01)
 conflicts
   TIME  python3[#1] `/usr/bin/python3 server.py two`: bind on tcp4 0.0.0.0:9123: EADDRINUSE
               held by   python3[#2] `/usr/bin/python3 server.py one`, listening on 0.0.0.0:9123 since TIME (LONG)
-              why       listener: python3[#2] listens on 0.0.0.0:9123
-              do        stop python3[#2] (kill #2), or use another port    more: portwatch explain listener
+              why       sibling: python3[#2] and python3[#1] are of one job and both want 0.0.0.0:9123
+              do        give each worker a port of its own, or let each bind port 0    more: portwatch explain sibling
 ports used
   tcp4  0.0.0.0:9123  python3[#2] `/usr/bin/python3 server.py one`  TIME to TIME
 ",
@@ -201,8 +201,8 @@ while 'EADDRINUSE' not in open('events.json').read(): time.sleep(0.01)
 conflicts
   TIME  python3[#1] `/usr/bin/python3 download.py`: bind on tcp4 127.0.0.1:45000: EADDRINUSE
               held by   python3[#1] `/usr/bin/python3 download.py`, established from 127.0.0.1:45000 to 127.0.0.1:9000
-              why       ephemeral-collision: an outgoing connection of python3[#1] to 127.0.0.1:9000 got port 45000 as its source port
-              do        use a port below that range, or reserve this one: sysctl -w net.ipv4.ip_local_reserved_ports=45000    more: portwatch explain ephemeral-collision
+              why       ephemeral-collision: an outgoing connection of python3[#1] to 127.0.0.1:9000 got port 45000 as its source port: it is within net.ipv4.ip_local_port_range (45000 45000)
+              do        use a port below 45000, or reserve this one: sysctl -w net.ipv4.ip_local_reserved_ports=45000 (now empty)    more: portwatch explain ephemeral-collision
 ports used
   tcp4  127.0.0.1:9000  python3[#1] `/usr/bin/python3 download.py`  TIME to TIME
 ",
