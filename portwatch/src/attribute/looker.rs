@@ -64,14 +64,21 @@ impl Looker {
     }
 
     /// Answers questions, one after the other. Those about sockets go first, while their owners are
-    /// there.
+    /// there; those that take long last.
     pub fn answer(&mut self, questions: Vec<Question>, mut tell: impl FnMut(Vec<Answer>)) {
-        let (sockets, others): (Vec<_>, Vec<_>) = questions
+        let (sockets, mut others): (Vec<_>, Vec<_>) = questions
             .into_iter()
             .partition(|question| matches!(question.subject, Subject::Socket { .. }));
         if !sockets.is_empty() {
             tell(self.sockets(sockets));
         }
+        others.sort_by_key(|question| match question.subject {
+            Subject::Socket { .. } | Subject::Process(_) => 0,
+            Subject::Settings(_) => 1,
+            Subject::Denials(_) => 2,
+            // All open files are looked through.
+            Subject::Port(_) | Subject::Range(_) | Subject::Name { .. } => 3,
+        });
         for question in others {
             let finding = self.find(&question);
             tell(vec![(question.subject, finding)]);
@@ -180,7 +187,9 @@ impl Looker {
 
     /// How a newcomer stands, or its nearest ancestor that still lives.
     fn newcomer(&self, key: Key, via: &[Key]) -> Option<Standing> {
-        let line = std::iter::once(&key).chain(via.iter().filter(|other| **other != key));
+        // What leads to another than the newcomer itself are none of its ancestors.
+        let via = if via.first() == Some(&key) { via } else { &[] };
+        let line = std::iter::once(&key).chain(via.iter().skip(1));
         line.map(|key| self.standing(*key)).find(Option::is_some)?
     }
 

@@ -581,3 +581,6 @@ fn result(result: i32) -> Result {
         errno: Some(errno),
     }
 }
+
+#[cfg(test)]
+mod tests;
