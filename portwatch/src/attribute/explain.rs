@@ -287,8 +287,7 @@ impl Attribution {
 
     fn with_owners(&mut self, found: &FoundSocket, newcomer: &Newcomer<'_>) -> Held {
         let last = self.timewaits.closer(&found.socket);
-        let owners = Some(found.owners.as_slice());
-        let mut held = self.owned(&found.socket, owners, last, newcomer);
+        let mut held = self.owned(&found.socket, found.owners.as_deref(), last, newcomer);
         held.holder.socket.uid = found.uid;
         held.holder.expires_in_ms = found.expires_in_ms.map(u64::from);
         held

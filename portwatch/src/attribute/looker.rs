@@ -137,15 +137,11 @@ impl Looker {
                     }
                     // There is no iterator.
                     (Some(None), Subject::Socket { inode, .. }) => {
-                        let mut openers = self.openers(&HashSet::from([*inode]));
-                        let tasks = openers.as_mut().and_then(|all| all.remove(inode));
-                        match openers {
-                            Some(_) => Finding::Owners(self.owners_of(
-                                tasks.unwrap_or_default().into_iter(),
-                                question.socket.as_ref(),
-                            )),
-                            None => Finding::Unknown,
-                        }
+                        let openers = self.openers(&HashSet::from([*inode]));
+                        let owners = question
+                            .socket
+                            .and_then(|socket| self.openers_of(&socket, &openers));
+                        owners.map_or(Finding::Unknown, Finding::Owners)
                     }
                     _ => Finding::Unknown,
                 };
@@ -232,10 +228,12 @@ impl Looker {
         self.inside == Some(wanted)
     }
 
-    /// The processes that have sockets open, by the sockets' inodes; nothing if that cannot be told
-    /// of all processes.
-    fn openers(&self, inodes: &HashSet<u64>) -> Option<HashMap<u64, Vec<Task>>> {
+    /// The processes that have sockets open, by the sockets' inodes, and whether all could be looked at.
+    fn openers(&self, inodes: &HashSet<u64>) -> (HashMap<u64, Vec<Task>>, bool) {
         let mut openers = HashMap::<u64, Vec<Task>>::new();
+        if inodes.is_empty() {
+            return (openers, true);
+        }
         let unreadable = sockets::openers(&self.proc, |inode, task| {
             if inodes.contains(&inode)
                 && let Some(task) = task()
@@ -243,7 +241,19 @@ impl Looker {
                 openers.entry(inode).or_default().push(task);
             }
         });
-        (unreadable.is_ok_and(|count| count == 0) || !openers.is_empty()).then_some(openers)
+        (openers, unreadable == Ok(0))
+    }
+
+    /// Those of them that have one, if that is known.
+    fn openers_of(
+        &self,
+        socket: &Socket,
+        (openers, complete): &(HashMap<u64, Vec<Task>>, bool),
+    ) -> Option<Vec<Owner>> {
+        let tasks = openers.get(&socket.inode).cloned();
+        // A socket without an inode has no process.
+        let known = tasks.is_some() || *complete || socket.inode == 0;
+        known.then(|| self.owners_of(tasks.unwrap_or_default().into_iter(), Some(socket)))
     }
 
     /// The sockets that have a port now.
@@ -256,23 +266,13 @@ impl Looker {
         let told: Vec<_> = told.collect();
         let inodes = told.iter().map(|told| told.socket.inode);
         let inodes: HashSet<_> = inodes.filter(|inode| *inode != 0).collect();
-        let openers = if inodes.is_empty() {
-            Some(HashMap::new())
-        } else {
-            self.openers(&inodes)
-        };
-        let Some(mut openers) = openers else {
-            return Finding::Unknown;
-        };
-        let found = told.into_iter().map(|told| {
-            let tasks = openers.remove(&told.socket.inode).unwrap_or_default();
-            FoundSocket {
-                owners: self.owners_of(tasks.into_iter(), Some(&told.socket)),
-                socket: told.socket,
-                name: Vec::new(),
-                uid: (told.socket.state != TCP_TIME_WAIT).then_some(told.uid),
-                expires_in_ms: told.expires_in_ms,
-            }
+        let openers = self.openers(&inodes);
+        let found = told.into_iter().map(|told| FoundSocket {
+            owners: self.openers_of(&told.socket, &openers),
+            socket: told.socket,
+            name: Vec::new(),
+            uid: (told.socket.state != TCP_TIME_WAIT).then_some(told.uid),
+            expires_in_ms: told.expires_in_ms,
         });
         Finding::Sockets(found.collect())
     }
@@ -357,16 +357,13 @@ impl Looker {
             (true, true) => (complete && file.flatten().is_some()).then_some(PathState::Stale),
         };
         let inodes = found.iter().map(|named| named.socket.inode).collect();
-        let mut openers = self.openers(&inodes).unwrap_or_default();
-        let found = found.into_iter().map(|named| {
-            let tasks = openers.remove(&named.socket.inode).unwrap_or_default();
-            FoundSocket {
-                owners: self.owners_of(tasks.into_iter(), None),
-                socket: named.socket,
-                name: named.name,
-                uid: None,
-                expires_in_ms: None,
-            }
+        let openers = self.openers(&inodes);
+        let found = found.into_iter().map(|named| FoundSocket {
+            owners: self.openers_of(&named.socket, &openers),
+            socket: named.socket,
+            name: named.name,
+            uid: None,
+            expires_in_ms: None,
         });
         Finding::Name(state, found.collect())
     }

@@ -167,7 +167,7 @@ fn a_refusal_without_a_holders_record_has_it_from_user_space() {
         name: Vec::new(),
         uid: Some(33),
         expires_in_ms: None,
-        owners: vec![owner()],
+        owners: Some(vec![owner()]),
     };
     let told = answer(&mut attribution, port, Finding::Sockets(vec![found]));
     assert_eq!(told[0].evidence, Some(Evidence::Userspace));

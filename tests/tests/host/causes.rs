@@ -729,7 +729,8 @@ fn a_holder_from_user_space_alone() {
     assert_eq!(sockets.len(), 1, "{sockets:?}");
     let socket = &sockets[0];
     assert_eq!((socket.socket.local_port, socket.socket.state), (8080, 10));
-    let owners: Vec<_> = socket.owners.iter().map(|owner| owner.task.tgid).collect();
-    assert_eq!(owners, [pid]);
-    assert_eq!(socket.owners[0].standing.as_ref().unwrap().line[0].pid, pid);
+    let owners = socket.owners.as_ref().unwrap();
+    let pids: Vec<_> = owners.iter().map(|owner| owner.task.tgid).collect();
+    assert_eq!(pids, [pid]);
+    assert_eq!(owners[0].standing.as_ref().unwrap().line[0].pid, pid);
 }
