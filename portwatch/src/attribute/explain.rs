@@ -31,12 +31,10 @@ impl Newcomer<'_> {
     /// Whether it itself, and not an ancestor that was looked at in its place, has no right to low
     /// ports. That the right counts in the user namespace of its network is not looked at.
     fn lacks_low_ports(&self) -> bool {
-        let own = |standing: &&Standing| {
-            let first = standing.line.first();
-            first.is_some_and(|first| first.pid == self.refusal.task.tgid)
-        };
-        let own = self.standing.as_ref().filter(own);
-        own.is_some_and(|standing| standing.lacks_low_ports)
+        let standing = self.standing.as_ref();
+        standing.is_some_and(|standing| {
+            standing.is_of(self.refusal.task.tgid) && standing.lacks_low_ports
+        })
     }
 }
 
@@ -153,9 +151,9 @@ impl Attribution {
         }
         // Its owner ended between the refusal and the look for it, and the port was free then.
         let gone = binder_key.is_some_and(|key| match self.lookups.get(&Subject::Process(key)) {
-            Some(Finding::Standing(standing)) => {
-                standing.as_ref().is_none_or(|standing| standing.exiting)
-            }
+            Some(Finding::Standing(standing)) => standing
+                .as_ref()
+                .is_none_or(|standing| standing.exiting || !standing.is_of(key.tgid)),
             _ => false,
         });
         held.exiting |= owners.is_none_or(|owners| owners.is_empty())
@@ -292,8 +290,7 @@ impl Attribution {
 
     fn with_owners(&mut self, found: &FoundSocket, newcomer: &Newcomer<'_>) -> Held {
         let last = self.timewaits.closer(&found.socket);
-        let owners = Some(found.owners.as_slice());
-        let mut held = self.owned(&found.socket, owners, last, newcomer);
+        let mut held = self.owned(&found.socket, found.owners.as_deref(), last, newcomer);
         held.holder.socket.uid = found.uid;
         held.holder.expires_in_ms = found.expires_in_ms.map(u64::from);
         held

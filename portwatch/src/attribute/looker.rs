@@ -64,14 +64,21 @@ impl Looker {
     }
 
     /// Answers questions, one after the other. Those about sockets go first, while their owners are
-    /// there.
+    /// there; those that take long last.
     pub fn answer(&mut self, questions: Vec<Question>, mut tell: impl FnMut(Vec<Answer>)) {
-        let (sockets, others): (Vec<_>, Vec<_>) = questions
+        let (sockets, mut others): (Vec<_>, Vec<_>) = questions
             .into_iter()
             .partition(|question| matches!(question.subject, Subject::Socket { .. }));
         if !sockets.is_empty() {
             tell(self.sockets(sockets));
         }
+        others.sort_by_key(|question| match question.subject {
+            Subject::Socket { .. } | Subject::Process(_) => 0,
+            Subject::Settings(_) => 1,
+            Subject::Denials(_) => 2,
+            // All open files are looked through.
+            Subject::Port(_) | Subject::Range(_) | Subject::Name { .. } => 3,
+        });
         for question in others {
             let finding = self.find(&question);
             tell(vec![(question.subject, finding)]);
@@ -130,15 +137,11 @@ impl Looker {
                     }
                     // There is no iterator.
                     (Some(None), Subject::Socket { inode, .. }) => {
-                        let mut openers = self.openers(&HashSet::from([*inode]));
-                        let tasks = openers.as_mut().and_then(|all| all.remove(inode));
-                        match openers {
-                            Some(_) => Finding::Owners(self.owners_of(
-                                tasks.unwrap_or_default().into_iter(),
-                                question.socket.as_ref(),
-                            )),
-                            None => Finding::Unknown,
-                        }
+                        let openers = self.openers(&HashSet::from([*inode]));
+                        let owners = question
+                            .socket
+                            .and_then(|socket| self.openers_of(&socket, &openers));
+                        owners.map_or(Finding::Unknown, Finding::Owners)
                     }
                     _ => Finding::Unknown,
                 };
@@ -180,7 +183,9 @@ impl Looker {
 
     /// How a newcomer stands, or its nearest ancestor that still lives.
     fn newcomer(&self, key: Key, via: &[Key]) -> Option<Standing> {
-        let line = std::iter::once(&key).chain(via.iter().filter(|other| **other != key));
+        // What leads to another than the newcomer itself are none of its ancestors.
+        let via = if via.first() == Some(&key) { via } else { &[] };
+        let line = std::iter::once(&key).chain(via.iter().skip(1));
         line.map(|key| self.standing(*key)).find(Option::is_some)?
     }
 
@@ -223,10 +228,12 @@ impl Looker {
         self.inside == Some(wanted)
     }
 
-    /// The processes that have sockets open, by the sockets' inodes; nothing if that cannot be told
-    /// of all processes.
-    fn openers(&self, inodes: &HashSet<u64>) -> Option<HashMap<u64, Vec<Task>>> {
+    /// The processes that have sockets open, by the sockets' inodes, and whether all could be looked at.
+    fn openers(&self, inodes: &HashSet<u64>) -> (HashMap<u64, Vec<Task>>, bool) {
         let mut openers = HashMap::<u64, Vec<Task>>::new();
+        if inodes.is_empty() {
+            return (openers, true);
+        }
         let unreadable = sockets::openers(&self.proc, |inode, task| {
             if inodes.contains(&inode)
                 && let Some(task) = task()
@@ -234,7 +241,19 @@ impl Looker {
                 openers.entry(inode).or_default().push(task);
             }
         });
-        (unreadable.is_ok_and(|count| count == 0) || !openers.is_empty()).then_some(openers)
+        (openers, unreadable == Ok(0))
+    }
+
+    /// Those of them that have one, if that is known.
+    fn openers_of(
+        &self,
+        socket: &Socket,
+        (openers, complete): &(HashMap<u64, Vec<Task>>, bool),
+    ) -> Option<Vec<Owner>> {
+        let tasks = openers.get(&socket.inode).cloned();
+        // A socket without an inode has no process.
+        let known = tasks.is_some() || *complete || socket.inode == 0;
+        known.then(|| self.owners_of(tasks.unwrap_or_default().into_iter(), Some(socket)))
     }
 
     /// The sockets that have a port now.
@@ -247,23 +266,13 @@ impl Looker {
         let told: Vec<_> = told.collect();
         let inodes = told.iter().map(|told| told.socket.inode);
         let inodes: HashSet<_> = inodes.filter(|inode| *inode != 0).collect();
-        let openers = if inodes.is_empty() {
-            Some(HashMap::new())
-        } else {
-            self.openers(&inodes)
-        };
-        let Some(mut openers) = openers else {
-            return Finding::Unknown;
-        };
-        let found = told.into_iter().map(|told| {
-            let tasks = openers.remove(&told.socket.inode).unwrap_or_default();
-            FoundSocket {
-                owners: self.owners_of(tasks.into_iter(), Some(&told.socket)),
-                socket: told.socket,
-                name: Vec::new(),
-                uid: (told.socket.state != TCP_TIME_WAIT).then_some(told.uid),
-                expires_in_ms: told.expires_in_ms,
-            }
+        let openers = self.openers(&inodes);
+        let found = told.into_iter().map(|told| FoundSocket {
+            owners: self.openers_of(&told.socket, &openers),
+            socket: told.socket,
+            name: Vec::new(),
+            uid: (told.socket.state != TCP_TIME_WAIT).then_some(told.uid),
+            expires_in_ms: told.expires_in_ms,
         });
         Finding::Sockets(found.collect())
     }
@@ -348,16 +357,13 @@ impl Looker {
             (true, true) => (complete && file.flatten().is_some()).then_some(PathState::Stale),
         };
         let inodes = found.iter().map(|named| named.socket.inode).collect();
-        let mut openers = self.openers(&inodes).unwrap_or_default();
-        let found = found.into_iter().map(|named| {
-            let tasks = openers.remove(&named.socket.inode).unwrap_or_default();
-            FoundSocket {
-                owners: self.owners_of(tasks.into_iter(), None),
-                socket: named.socket,
-                name: named.name,
-                uid: None,
-                expires_in_ms: None,
-            }
+        let openers = self.openers(&inodes);
+        let found = found.into_iter().map(|named| FoundSocket {
+            owners: self.openers_of(&named.socket, &openers),
+            socket: named.socket,
+            name: named.name,
+            uid: None,
+            expires_in_ms: None,
         });
         Finding::Name(state, found.collect())
     }

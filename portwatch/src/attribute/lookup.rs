@@ -115,8 +115,8 @@ pub struct FoundSocket {
     pub uid: Option<u32>,
     /// Of one in TIME_WAIT: milliseconds until it is over.
     pub expires_in_ms: Option<u32>,
-    /// The processes that have it open.
-    pub owners: Vec<Owner>,
+    /// The processes that have it open; nothing if there may be others, who cannot be looked at.
+    pub owners: Option<Vec<Owner>>,
 }
 
 /// Who has how many ports of a range.

@@ -586,3 +586,6 @@ fn result(result: i32) -> Result {
         errno: Some(errno),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,6 +53,14 @@ pub struct Standing {
     pub filtered: bool,
 }
 
+impl Standing {
+    /// Whether it is that of this process, and not of an ancestor in its place.
+    #[must_use]
+    pub fn is_of(&self, pid: u32) -> bool {
+        self.line.first().is_some_and(|first| first.pid == pid)
+    }
+}
+
 /// What two processes have to do with each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relation {

@@ -55,6 +55,13 @@ pub fn monotonic() -> u64 {
     nanoseconds(ClockId::CLOCK_MONOTONIC).unsigned_abs()
 }
 
+/// How long the calling thread has had a processor.
+#[must_use]
+pub fn thread_time() -> std::time::Duration {
+    let nanoseconds = nanoseconds(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    std::time::Duration::from_nanos(nanoseconds.unsigned_abs())
+}
+
 /// Nanoseconds of a jiffy.
 ///
 /// The resolution of the coarse clocks is the tick (`LOW_RES_NSEC`,

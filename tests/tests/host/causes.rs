@@ -9,6 +9,9 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use portwatch::attribute::looker::Looker;
+use portwatch::attribute::lookup::{Finding, Place, Question, Subject};
+use portwatch::attribute::process::Key;
 use portwatch_tests::expect::inet;
 use portwatch_tests::{Actor, Netns, Scenario, Socket, actor};
 use serde_json::{Value, json};
@@ -681,4 +684,53 @@ fn a_listener_of_mptcp_if_the_kernel_has_it() {
     );
     expected["holders"][0]["socket"]["transport"] = "mptcp".into();
     assert_eq!(conflict(&scenario, 8080), expected);
+}
+
+/// Without any hook, walk or iterator: sock_diag in the right namespace, and `/proc`.
+#[test]
+fn a_holder_from_user_space_alone() {
+    let netns = Netns::new();
+    let steps = [
+        "socket=tcp4",
+        "bind=127.0.0.1:8080",
+        "listen",
+        "say=listening",
+        "stay",
+    ];
+    let mut holder = Actor::start(&netns, &steps);
+    holder.go();
+    holder.says("listening");
+    let pid = holder.pid();
+    let place = Place {
+        netns: netns.inode(),
+        protocol: 6,
+        port: 8080,
+    };
+    let question = Question {
+        subject: Subject::Port(place),
+        via: vec![Key {
+            tgid: pid,
+            start: 0,
+        }],
+        tid: pid,
+        socket: None,
+    };
+    // It enters namespaces, which a thread does for itself.
+    let answers = std::thread::spawn(move || {
+        let mut answers = Vec::new();
+        let mut looker = Looker::new(Box::new(|_| None));
+        looker.answer(vec![question], |some| answers.extend(some));
+        answers
+    });
+    let answers = answers.join().unwrap();
+    let [(_, Finding::Sockets(sockets))] = &answers[..] else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(sockets.len(), 1, "{sockets:?}");
+    let socket = &sockets[0];
+    assert_eq!((socket.socket.local_port, socket.socket.state), (8080, 10));
+    let owners = socket.owners.as_ref().unwrap();
+    let pids: Vec<_> = owners.iter().map(|owner| owner.task.tgid).collect();
+    assert_eq!(pids, [pid]);
+    assert_eq!(owners[0].standing.as_ref().unwrap().line[0].pid, pid);
 }

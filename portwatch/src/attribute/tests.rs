@@ -1,0 +1,244 @@
+//! Refusals, from their records and the answers to what is asked for them.
+
+use std::sync::{Arc, Mutex};
+
+use portwatch_common::record::{Bind, Holder, Socket, evidence};
+use zerocopy::{FromZeros as _, IntoBytes as _};
+
+use super::lookup::{Finding, FoundSocket, Owner, Place, Question, Subject};
+use super::*;
+use crate::event::{Cause, Conflict, Evidence, Ownership};
+
+const NETNS: u32 = 7;
+
+type Asked = Arc<Mutex<Vec<Question>>>;
+
+fn attribution() -> (Attribution, Asked) {
+    let asked = Asked::default();
+    let to = Arc::clone(&asked);
+    let ask = move |questions: Vec<Question>| {
+        to.lock().unwrap().extend(questions);
+        Ok(())
+    };
+    (Attribution::new(&[], Box::new(ask)), asked)
+}
+
+fn socket(address: u64, state: u8) -> Socket {
+    let mut socket = Socket::new_zeroed();
+    socket.address = address;
+    socket.inode = address;
+    socket.family = libc::AF_INET as u16;
+    socket.protocol = libc::IPPROTO_TCP as u16;
+    socket.sock_type = libc::SOCK_STREAM as u16;
+    socket.netns = NETNS;
+    socket.local_port = 80;
+    socket.state = state;
+    socket
+}
+
+/// A process that nobody finds in `/proc`.
+fn task(tgid: u32) -> record::Task {
+    let mut task = record::Task::new_zeroed();
+    task.tgid = tgid;
+    task.tid = tgid;
+    task.start = 1;
+    task.comm[..3].copy_from_slice(b"web");
+    task
+}
+
+const NEWCOMER: u32 = 0x3fff_fff0;
+const OWNER: u32 = 0x3fff_fff1;
+
+fn refusal(time: u64) -> Bind {
+    let mut bind = Bind::new_zeroed();
+    bind.header.kind = kind::BIND;
+    bind.header.time = time;
+    bind.task = task(NEWCOMER);
+    bind.socket = socket(1, 7);
+    bind.socket.local_port = 0;
+    bind.requested.family = libc::AF_INET as u16;
+    bind.requested.read = 8;
+    bind.requested.port = 80;
+    bind.result = -libc::EADDRINUSE;
+    bind
+}
+
+fn holder(time: u64) -> Holder {
+    let mut holder = Holder::new_zeroed();
+    holder.header.kind = kind::HOLDER;
+    holder.header.time = time;
+    holder.tid = NEWCOMER;
+    holder.evidence = evidence::WALKED;
+    holder.socket = socket(2, 10);
+    holder
+}
+
+/// Takes records in; the conflicts that are told by then.
+fn feed(attribution: &mut Attribution, records: &[&[u8]]) -> Vec<Conflict> {
+    let mut told = Vec::new();
+    let until = clock::monotonic() + 10 * order::SLACK;
+    attribution.batch(&Batch::of(records.iter().copied(), until), |event| {
+        told.extend(conflict(event));
+    });
+    told
+}
+
+fn answer(attribution: &mut Attribution, subject: Subject, finding: Finding) -> Vec<Conflict> {
+    let mut told = Vec::new();
+    attribution.answered(vec![(subject, finding)], |event| {
+        told.extend(conflict(event));
+    });
+    told
+}
+
+fn conflict(event: &Event) -> Option<Conflict> {
+    match &event.body {
+        Body::Bind(bind) => bind.conflict.as_deref().cloned(),
+        _ => None,
+    }
+}
+
+fn owner() -> Owner {
+    Owner {
+        task: task(OWNER),
+        standing: None,
+        unit: None,
+    }
+}
+
+fn subjects(asked: &Asked) -> Vec<Subject> {
+    let asked = std::mem::take(&mut *asked.lock().unwrap());
+    asked.into_iter().map(|question| question.subject).collect()
+}
+
+fn newcomer() -> Subject {
+    Subject::Process(Key::of(&task(NEWCOMER)))
+}
+
+const HELD: Subject = Subject::Socket {
+    address: 2,
+    inode: 2,
+};
+
+#[test]
+fn a_refusal_waits_for_its_answers() {
+    let (mut attribution, asked) = attribution();
+    let now = clock::monotonic();
+    let told = feed(
+        &mut attribution,
+        &[holder(now).as_bytes(), refusal(now + 1).as_bytes()],
+    );
+    assert!(told.is_empty() && attribution.is_asking());
+    let settings = Subject::Settings(NETNS);
+    assert_eq!(subjects(&asked), [settings.clone(), newcomer(), HELD]);
+    let owners = Finding::Owners(vec![owner()]);
+    assert!(answer(&mut attribution, HELD, owners).is_empty());
+    assert!(answer(&mut attribution, settings, Finding::Unknown).is_empty());
+    let told = answer(&mut attribution, newcomer(), Finding::Standing(None));
+    assert_eq!(told[0].evidence, Some(Evidence::Walked));
+    let holder = &told[0].holders[0];
+    assert_eq!(holder.ownership, Some(Ownership::Verified));
+    assert_eq!(holder.processes[0].pid, OWNER);
+    // It was gone by the time it was looked at.
+    assert_eq!(told[0].cause, Cause::ExitingHolder);
+    assert!(!attribution.is_asking());
+}
+
+/// With no hook and no walk: sock_diag's word.
+#[test]
+fn a_refusal_without_a_holders_record_has_it_from_user_space() {
+    let (mut attribution, asked) = attribution();
+    let now = clock::monotonic();
+    assert!(feed(&mut attribution, &[refusal(now).as_bytes()]).is_empty());
+    let place = Place {
+        netns: NETNS,
+        protocol: 6,
+        port: 80,
+    };
+    let (settings, port) = (Subject::Settings(NETNS), Subject::Port(place));
+    assert_eq!(
+        subjects(&asked),
+        [settings.clone(), newcomer(), port.clone()]
+    );
+    answer(&mut attribution, settings, Finding::Unknown);
+    answer(&mut attribution, newcomer(), Finding::Standing(None));
+    let found = FoundSocket {
+        socket: socket(2, 10),
+        name: Vec::new(),
+        uid: Some(33),
+        expires_in_ms: None,
+        owners: Some(vec![owner()]),
+    };
+    let told = answer(&mut attribution, port, Finding::Sockets(vec![found]));
+    assert_eq!(told[0].evidence, Some(Evidence::Userspace));
+    assert_eq!(told[0].holders[0].processes[0].pid, OWNER);
+    assert_eq!(told[0].holders[0].socket.uid, Some(33));
+}
+
+/// Nobody has it any more when it is looked for: who was seen binding it before had it.
+#[test]
+fn a_holder_that_is_gone_is_known_by_its_bind() {
+    let (mut attribution, _) = attribution();
+    let now = clock::monotonic();
+    let mut bound = refusal(now);
+    bound.task = task(OWNER);
+    bound.socket = socket(2, 7);
+    bound.result = 0;
+    feed(
+        &mut attribution,
+        &[bound.as_bytes(), refusal(now + 1).as_bytes()],
+    );
+    let place = Place {
+        netns: NETNS,
+        protocol: 6,
+        port: 80,
+    };
+    answer(&mut attribution, Subject::Settings(NETNS), Finding::Unknown);
+    answer(&mut attribution, newcomer(), Finding::Standing(None));
+    let none = Finding::Sockets(Vec::new());
+    let told = answer(&mut attribution, Subject::Port(place), none);
+    assert_eq!(told[0].evidence, Some(Evidence::Userspace));
+    let holder = &told[0].holders[0];
+    assert_eq!(holder.ownership, Some(Ownership::LastKnown));
+    assert_eq!(holder.processes[0].pid, OWNER);
+}
+
+/// Nothing says who had it: that is said, and no cause is made up.
+#[test]
+fn a_refusal_that_nothing_explains_says_so() {
+    let (mut attribution, asked) = attribution();
+    feed(&mut attribution, &[refusal(clock::monotonic()).as_bytes()]);
+    let mut told = Vec::new();
+    for subject in subjects(&asked) {
+        let finding = match subject {
+            Subject::Port(_) => Finding::Sockets(Vec::new()),
+            _ => Finding::Unknown,
+        };
+        told.extend(answer(&mut attribution, subject, finding));
+    }
+    assert_eq!(told[0].cause, Cause::Unknown);
+    assert_eq!(
+        told[0].summary,
+        "no socket was found that has 0.0.0.0:80: whoever had it gave it back before it could be \
+         looked for"
+    );
+    assert!(told[0].holders.is_empty());
+}
+
+/// A process that could not be asked for is not said to be none.
+#[test]
+fn an_owner_that_is_not_known_is_left_out() {
+    let (mut attribution, asked) = attribution();
+    let now = clock::monotonic();
+    feed(
+        &mut attribution,
+        &[holder(now).as_bytes(), refusal(now + 1).as_bytes()],
+    );
+    let mut told = Vec::new();
+    for subject in subjects(&asked) {
+        told.extend(answer(&mut attribution, subject, Finding::Unknown));
+    }
+    assert_eq!(told[0].cause, Cause::Listener);
+    assert_eq!(told[0].holders[0].ownership, None);
+    assert!(told[0].holders[0].processes.is_empty());
+}
