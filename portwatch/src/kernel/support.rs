@@ -397,7 +397,7 @@ mod tests {
     fn hidden_addresses_are_told() {
         let root = tree(&[ROOT, BTF, ("proc/sys/kernel/kptr_restrict", "2\n")]);
         assert!(preflight(root.path()).is_ok());
-        let problem = checks(root.path())[3].problem.clone().unwrap();
+        let problem = addresses(root.path()).problem.unwrap();
         assert_eq!(problem.remedy, "sysctl kernel.kptr_restrict=1");
     }
 }

@@ -410,6 +410,41 @@ fn a_published_port_of_a_user() {
     );
 }
 
+/// Within the second for which it is not looked anew for ports.
+#[test]
+fn a_port_of_a_user_that_goes_to_another_container() {
+    let podman = Podman::of_user();
+    for (name, port) in [("first", "81"), ("second", "82")] {
+        let id = podman.run(
+            &["--name", name, "-p", &format!("8080:{port}")],
+            &["sleep", "600"],
+        );
+        let conflict = podman.refuse(8080);
+        let publishes = &conflict["holders"][0]["publishes"];
+        assert_eq!(publishes["container"], container(&id, name), "{conflict}");
+        assert_eq!(publishes["port"].to_string(), port, "{conflict}");
+        podman.podman(&["rm", "--force", "--time", "0", name]);
+    }
+}
+
+#[test]
+fn a_pod_of_a_user() {
+    let podman = Podman::of_user();
+    let pod_id = podman.podman(&["pod", "create", "--name", "shop", "-p", "9090:90"]);
+    podman.run(&["--pod", "shop", "--name", "front"], &["sleep", "600"]);
+    let conflict = podman.refuse(9090);
+    let publishes = &conflict["holders"][0]["publishes"];
+    // All its containers are in one network namespace, and one has the ports.
+    let infra = format!("{}-infra", &pod_id[..12]);
+    assert_eq!(publishes["container"]["name"], infra, "{conflict}");
+    assert_eq!(
+        publishes["pod"],
+        json!({"name": "shop", "uid": pod_id}),
+        "{conflict}"
+    );
+    assert_eq!(publishes["port"], 90, "{conflict}");
+}
+
 #[test]
 fn a_port_of_a_user_that_slirp4netns_holds() {
     let podman = Podman::of_user();

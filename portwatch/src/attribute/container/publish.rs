@@ -85,8 +85,9 @@ impl Containers {
     ) -> Option<Publishes> {
         processes.iter().find_map(|actor| {
             let proxy = Proxy::of(actor)?;
-            let by_record = self.recorded(socket, actor, &proxy, true, now);
-            by_record.or_else(|| self.published_by(socket, actor, &proxy, now))
+            // A container that went a moment ago may have published the same port.
+            let own = self.published_by(socket, actor, &proxy, now);
+            own.or_else(|| self.recorded(socket, actor, &proxy, true, now))
         })
     }
 
@@ -140,8 +141,7 @@ impl Containers {
         })
     }
 
-    /// By what the process itself tells, where no record of a port was found: the container, and what
-    /// its record says by now.
+    /// By the container that the process itself tells, and what its record says by now.
     fn published_by(
         &mut self,
         socket: &Socket,
@@ -151,64 +151,76 @@ impl Containers {
     ) -> Option<Publishes> {
         let host_port = socket.local.as_ref().and_then(Address::port)?;
         let protocol = protocol(socket.transport.as_ref()?)?;
-        let mut port = None;
-        let reference = match proxy {
-            Proxy::Conmon(id) => podman(id)?,
-            Proxy::Slirp4netns { id: Some(id), .. } => podman(id)?,
-            Proxy::Slirp4netns { path, .. } => self.in_netns_at(actor, path)?,
+        let mut mapped = None;
+        let candidates = match proxy {
+            Proxy::Conmon(id) => podman(id),
+            Proxy::Slirp4netns { id: Some(id), .. } => podman(id),
+            Proxy::Slirp4netns { path, .. } => self.in_netns_at(actor, path),
             Proxy::Pasta { path, tcp, udp } => {
                 let mappings = if protocol == "udp" { udp } else { tcp };
-                port = mappings.iter().find_map(|mapping| mapping.port(host_port));
-                self.in_netns_at(actor, path)?
+                mapped = mappings.iter().find_map(|mapping| mapping.port(host_port));
+                self.in_netns_at(actor, path)
             }
-            Proxy::InNetns => {
-                let own = actor.process.netns;
-                self.in_netns(own.filter(|own| Some(*own) != socket.netns)?)?
-            }
-            _ => return None,
+            Proxy::InNetns => match actor.process.netns {
+                Some(own) if Some(own) != socket.netns => self.in_netns(own),
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
         };
-        let Named { container, pod } = self.get(&reference, now);
+        // It comes before their records are read, as it looks for new stores.
+        let first = self.get(candidates.first()?, now);
         let mut recorded = Vec::new();
         for store in &self.stores.found.storage {
-            libpod::publications(store, Some(&reference.id), &mut recorded);
+            for candidate in &candidates {
+                libpod::publications(store, Some(&candidate.id), &mut recorded);
+            }
         }
-        let mut recorded = recorded.into_iter();
         let is = |one: &Publication| one.host_port == host_port && one.protocol == protocol;
+        let (Named { container, pod }, port) = match recorded.into_iter().find(is) {
+            Some(publication) => (publication.named, Some(publication.port)),
+            None => (first, mapped),
+        };
         Some(Publishes {
             container,
             pod,
-            port: port.or_else(|| Some(recorded.find(is)?.port)),
+            port,
         })
     }
 
-    /// The container whose network namespace is at a path as a process sees it.
-    fn in_netns_at(&self, actor: &Actor, path: &str) -> Option<ContainerRef> {
+    /// The containers whose network namespace is at a path as a process sees it.
+    fn in_netns_at(&self, actor: &Actor, path: &str) -> Vec<ContainerRef> {
         let proc = self.root.join("proc").join(actor.pid.to_string());
-        let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path))).ok()?;
-        self.in_netns(u32::try_from(netns.ino()).ok()?)
+        let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path)));
+        let netns = netns.ok().and_then(|netns| u32::try_from(netns.ino()).ok());
+        netns.map(|netns| self.in_netns(netns)).unwrap_or_default()
     }
 
-    /// The container whose processes are in a network namespace.
-    fn in_netns(&self, netns: u32) -> Option<ContainerRef> {
+    /// The containers whose processes are in a network namespace: several of a pod.
+    fn in_netns(&self, netns: u32) -> Vec<ContainerRef> {
         let proc = self.root.join("proc");
-        let entries = std::fs::read_dir(&proc).ok()?;
-        entries.flatten().find_map(|entry| {
-            let of = std::fs::metadata(entry.path().join("ns/net")).ok()?;
-            if of.ino() != u64::from(netns) {
-                return None;
+        let mut containers = Vec::new();
+        for entry in std::fs::read_dir(&proc).into_iter().flatten().flatten() {
+            let of = std::fs::metadata(entry.path().join("ns/net"));
+            if of.is_ok_and(|of| of.ino() == u64::from(netns))
+                && let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok())
+                && let Some(found) = process::from_proc(&proc, pid)
+                && let Some(container) = found.container()
+                && !containers.contains(container)
+            {
+                containers.push(container.clone());
             }
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            process::from_proc(&proc, pid)?.container().cloned()
-        })
+        }
+        containers
     }
 }
 
 /// A container of podman, if that is an id.
-fn podman(id: &str) -> Option<ContainerRef> {
-    is_id(id).then(|| ContainerRef {
+fn podman(id: &str) -> Vec<ContainerRef> {
+    let reference = || ContainerRef {
         runtime: "podman",
         id: id.to_owned(),
-    })
+    };
+    is_id(id).then(reference).into_iter().collect()
 }
 
 impl Publication {
