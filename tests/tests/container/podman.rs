@@ -1,12 +1,11 @@
 //! Podman's containers, as root and as a user, as holders and as newcomers.
 
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use portwatch_tests::portwatch;
 use serde_json::{Value, json};
 
-use crate::room::{Room, output, printed};
+use crate::room::{Room, new_group, output, printed};
 use crate::scene::Scene;
 
 /// The image that all containers are made of: busybox and nothing else.
@@ -57,9 +56,6 @@ mkdir -p home/storage /var/lib/containers
 mount --bind home /var/lib/containers
 ";
 
-/// The next room's number: each has a cgroup of its own.
-static ROOMS: AtomicU32 = AtomicU32::new(0);
-
 /// A podman of the test's own, and what is traced of it.
 struct Podman {
     scene: Scene,
@@ -90,8 +86,7 @@ impl Podman {
 
     fn new(user: bool) -> Self {
         let trace = Scene::trace();
-        let number = ROOMS.fetch_add(1, Ordering::Relaxed);
-        let group = format!("portwatch-test-{}-{number}", std::process::id());
+        let group = new_group();
         let parent = format!("--cgroup-parent=/{group}");
         let room = Room::new(&[&group], if user { USERS } else { STORAGE });
         std::fs::write(room.path("containers.conf"), CONFIGURATION).unwrap();

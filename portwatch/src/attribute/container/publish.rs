@@ -55,17 +55,7 @@ impl Containers {
             let stores = &mut self.stores;
             let publications = self.publications.refresh(now, fresh, || {
                 let stores = stores.refresh(now, fresh, || Stores::of(root, docker_data));
-                let mut found = Vec::new();
-                for store in &stores.docker {
-                    docker::publications(store, &mut found);
-                }
-                for store in &stores.storage {
-                    libpod::publications(store, None, &mut found);
-                }
-                for store in &stores.containerd {
-                    containerd::publications(store, &mut found);
-                }
-                found
+                stores.publications()
             });
             let found: Vec<_> = publications.iter().filter(|one| is(one)).cloned().collect();
             if !found.is_empty() {
@@ -87,7 +77,10 @@ impl Containers {
             let proxy = Proxy::of(actor)?;
             // A container that went a moment ago may have published the same port.
             let own = self.published_by(socket, actor, &proxy, now);
-            own.or_else(|| self.recorded(socket, actor, &proxy, true, now))
+            own.or_else(|| {
+                let running = self.look(now, |one| one.running && one.is_of(&proxy, socket));
+                best(running, socket)
+            })
         })
     }
 
@@ -100,45 +93,28 @@ impl Containers {
         now: Instant,
     ) -> Option<Publishes> {
         let proxy = Proxy::of(process)?;
-        self.recorded(socket, process, &proxy, false, now)
-    }
-
-    /// By the records of containers that run, or of those that do not.
-    fn recorded(
-        &mut self,
-        socket: &Socket,
-        actor: &Actor,
-        proxy: &Proxy,
-        running: bool,
-        now: Instant,
-    ) -> Option<Publishes> {
-        let (address, port) = match socket.local {
-            Some(Address::Inet { address, port, .. }) => (address, port),
-            _ => return None,
-        };
-        let protocol = protocol(socket.transport.as_ref()?)?;
-        let mut of = self.look(now, |publication| {
-            publication.running == running
-                && publication.host_port == port
-                && publication.protocol == protocol
-                && publication.is_by(proxy, address)
-                // Of rootlesskit's daemon it is another than the host's.
-                && (matches!(proxy, Proxy::Rootlesskit)
-                    || publication.netns.is_none_or(|netns| Some(netns) == socket.netns))
-        });
-        if !running {
-            only(&mut of, |publication| publication.is_named(actor));
-            let container = &of.first()?.named.container;
-            if of.iter().any(|other| other.named.container != *container) {
-                return None;
-            }
+        let is = |one: &Publication| !one.running && one.is_of(&proxy, socket);
+        // What was read a moment ago may not have the container yet: its runtime tells where it is.
+        let ancestors = process
+            .process
+            .ancestors
+            .iter()
+            .map(|ancestor| ancestor.pid);
+        let mut of = std::iter::once(process.pid)
+            .chain(ancestors)
+            .find_map(|pid| Stores::told_by(&self.root.join("proc").join(pid.to_string())))
+            .map(|stores| stores.publications())
+            .unwrap_or_default();
+        of.retain(is);
+        if of.is_empty() {
+            of = self.look(now, is);
         }
-        of.sort_by_key(|publication| publication.host_address != Some(address));
-        of.into_iter().next().map(|publication| Publishes {
-            container: publication.named.container,
-            pod: publication.named.pod,
-            port: Some(publication.port),
-        })
+        only(&mut of, |publication| publication.is_named(process));
+        let container = &of.first()?.named.container;
+        if of.iter().any(|other| other.named.container != *container) {
+            return None;
+        }
+        best(of, socket)
     }
 
     /// By the container that the process itself tells, and what its record says by now.
@@ -149,7 +125,7 @@ impl Containers {
         proxy: &Proxy,
         now: Instant,
     ) -> Option<Publishes> {
-        let host_port = socket.local.as_ref().and_then(Address::port)?;
+        let (_, host_port) = inet(socket)?;
         let protocol = protocol(socket.transport.as_ref()?)?;
         let mut mapped = None;
         let candidates = match proxy {
@@ -161,7 +137,8 @@ impl Containers {
                 mapped = mappings.iter().find_map(|mapping| mapping.port(host_port));
                 self.in_netns_at(actor, path)
             }
-            Proxy::InNetns => match actor.process.netns {
+            // It was in the host's when it bound its socket.
+            Proxy::InNetns => match self.netns_of(actor) {
                 Some(own) if Some(own) != socket.netns => self.in_netns(own),
                 _ => Vec::new(),
             },
@@ -185,6 +162,13 @@ impl Containers {
             pod,
             port,
         })
+    }
+
+    /// The network namespace that a process is in now.
+    fn netns_of(&self, actor: &Actor) -> Option<u32> {
+        let link = self.root.join("proc").join(actor.pid.to_string());
+        let netns = std::fs::metadata(link.join("ns/net")).ok()?;
+        u32::try_from(netns.ino()).ok()
     }
 
     /// The containers whose network namespace is at a path as a process sees it.
@@ -223,7 +207,38 @@ fn podman(id: &str) -> Vec<ContainerRef> {
     is_id(id).then(reference).into_iter().collect()
 }
 
+impl Stores {
+    /// The ports that all their containers publish, or would if they ran.
+    fn publications(&self) -> Vec<Publication> {
+        let mut found = Vec::new();
+        for store in &self.docker {
+            docker::publications(store, &mut found);
+        }
+        for store in &self.storage {
+            libpod::publications(store, None, &mut found);
+        }
+        for store in &self.containerd {
+            containerd::publications(store, &mut found);
+        }
+        found
+    }
+}
+
 impl Publication {
+    /// Whether a runtime's process has a socket for it, or wants one.
+    fn is_of(&self, proxy: &Proxy, socket: &Socket) -> bool {
+        let Some((address, port)) = inet(socket) else {
+            return false;
+        };
+        let transport = socket.transport.as_ref().and_then(protocol);
+        self.host_port == port
+            && transport == Some(&*self.protocol)
+            && self.is_by(proxy, address)
+            // Of rootlesskit's daemon it is another than the host's.
+            && (matches!(proxy, Proxy::Rootlesskit)
+                || self.netns.is_none_or(|netns| Some(netns) == socket.netns))
+    }
+
     /// Whether a runtime's process has its socket.
     fn is_by(&self, proxy: &Proxy, address: IpAddr) -> bool {
         let container = &self.named.container;
@@ -264,6 +279,27 @@ impl Publication {
                 .flatten()
                 .any(|name| **name == *value)
         })
+    }
+}
+
+/// The one on the very address of a socket, else another.
+fn best(of: Vec<Publication>, socket: &Socket) -> Option<Publishes> {
+    let address = inet(socket).map(|(address, _)| address);
+    let best = of
+        .into_iter()
+        .min_by_key(|one| one.host_address != address)?;
+    Some(Publishes {
+        container: best.named.container,
+        pod: best.named.pod,
+        port: Some(best.port),
+    })
+}
+
+/// The address and port of a socket that has such.
+fn inet(socket: &Socket) -> Option<(IpAddr, u16)> {
+    match socket.local {
+        Some(Address::Inet { address, port, .. }) => Some((address, port)),
+        _ => None,
     }
 }
 
