@@ -25,9 +25,10 @@ impl std::ops::Deref for Containerd {
 
 impl Containerd {
     /// Starts one; it is ready when this returns.
-    fn start() -> Self {
+    /// `groups` are those of its containers.
+    fn start(groups: &[&str]) -> Self {
         let trace = Scene::trace();
-        let room = Room::new(&["default", "shop", "k8s.io"], "");
+        let room = Room::new(groups, "");
         let place = |name: &str| room.path(name).display().to_string();
         let configuration = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
@@ -86,7 +87,7 @@ fn container(id: &str, name: &str) -> Value {
 /// One of the default namespace, and one of a namespace that its cgroup's path does not tell of.
 #[test]
 fn a_container_of_the_hosts_network_refuses_another() {
-    let containerd = Containerd::start();
+    let containerd = Containerd::start(&["default/ctr-first", "shop/ctr-second"]);
     let listen = ["nc", "-l", "-p", "7070"];
     let options = ["--net-host", "--label", "app=shop"];
     containerd.run("default", &options, "ctr-first", &listen);
@@ -115,8 +116,8 @@ fn a_container_of_the_hosts_network_refuses_another() {
 /// As the kubelet has its containers made: by an id that says nothing, with labels.
 #[test]
 fn a_pod_of_kubernetes() {
-    let containerd = Containerd::start();
     let id = format!("{:064x}", std::process::id());
+    let containerd = Containerd::start(&[&format!("k8s.io/{id}")]);
     let labels = [
         ("io.kubernetes.pod.namespace", "shop"),
         ("io.kubernetes.pod.name", "web-7d9f"),

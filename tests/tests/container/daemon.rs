@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use portwatch_tests::{Netns, Program, signal, start, wait};
 use tempfile::TempDir;
 
-use crate::room::{limit, make_root_file_system, output, remove_group};
+use crate::room::{limit, make_root_file_system, new_group, output, remove_group};
 
 /// The image that all containers are made of: busybox and nothing else.
 pub const IMAGE: &str = "portwatch-test:1";
@@ -23,6 +23,8 @@ pub struct Docker {
     pub netns: Arc<Netns>,
     folder: TempDir,
     daemon: Program,
+    /// The cgroup of its containers.
+    group: String,
 }
 
 impl Docker {
@@ -34,8 +36,10 @@ impl Docker {
         // It tells as a service of systemd does.
         let ready = UnixDatagram::bind(place("ready")).unwrap();
         ready.set_read_timeout(Some(limit())).unwrap();
+        let group = new_group();
         let mut command = netns.command("dockerd");
         command
+            .arg(format!("--cgroup-parent=/{group}"))
             .arg("--data-root")
             .arg(place("data"))
             .arg("--exec-root")
@@ -56,6 +60,7 @@ impl Docker {
             netns,
             folder,
             daemon,
+            group,
         };
         let mut told = [0; 64];
         match ready.recv(&mut told) {
@@ -132,7 +137,7 @@ impl Drop for Docker {
         }
         signal(&self.daemon, Signal::SIGTERM);
         wait(&mut self.daemon, limit());
-        remove_group("docker");
+        remove_group(&self.group);
     }
 }
 

@@ -231,19 +231,23 @@ fn a_container_that_is_renamed() {
 fn events_of_one_container() {
     let host = Host::new(&[]);
     let _listener = host.listener(9090);
-    let web = [&LABELS[..], &["--name", "web-1"]].concat();
+    // The trace is of the whole machine, where others may have containers too.
+    let name = format!("web-{}", std::process::id());
+    let label = format!("portwatch.test={name}");
+    let web = ["--label", &label, "--name", &name];
     let web_id = host.docker.run(&web, &["sleep", "600"]);
     let other_id = host.docker.run(&["--name", "other"], &["sleep", "600"]);
-    let wanted = ["web-1", &web_id[..12], "com.docker.compose.service=web"];
+    let wanted = [&name, &web_id[..12], &label];
     let traces = wanted.map(|wanted| Trace::start(&["--container", wanted]));
-    let refusals = Trace::start(&["--container", "refused", "--failed"]);
+    let refused = format!("refused-{}", std::process::id());
+    let refusals = Trace::start(&["--container", &refused, "--failed"]);
     // One that lives on and one that is gone when its event is told.
-    for (name, port) in [("other", "85"), ("web-1", "86")] {
+    for (name, port) in [("other", "85"), (name.as_str(), "86")] {
         host.docker
             .docker(&["exec", name, "/bin/busybox", "httpd", "-p", port]);
     }
-    let refused = ["--name", "refused", "-p", "9090:80"];
-    let arguments = Docker::run_arguments(&refused, &["sleep", "600"]);
+    let options = ["--name", &refused, "-p", "9090:80"];
+    let arguments = Docker::run_arguments(&options, &["sleep", "600"]);
     assert!(!host.docker.try_docker(&arguments).status.success());
     for (trace, wanted) in traces.into_iter().zip(wanted) {
         let seen = trace.wait_for(0, *LIMIT, |event| {
@@ -252,7 +256,7 @@ fn events_of_one_container() {
         let seen = seen.unwrap_or_else(|why| panic!("with {wanted}: {why}"));
         let container = &seen["process"]["container"];
         assert_eq!(container["id"], web_id.as_str(), "with {wanted}");
-        assert_eq!(container["name"], "web-1", "with {wanted}");
+        assert_eq!(container["name"], name.as_str(), "with {wanted}");
         let lines = trace.stop().lines;
         let of_other = |line: &&Value| line["process"]["container"]["id"] == other_id.as_str();
         assert_eq!(lines.iter().find(of_other), None, "with {wanted}");
@@ -263,6 +267,6 @@ fn events_of_one_container() {
         .unwrap();
     assert_eq!(seen["process"]["comm"], "docker-proxy", "{seen}");
     let publishes = &seen["conflict"]["publishes"];
-    assert_eq!(publishes["container"]["name"], "refused", "{seen}");
+    assert_eq!(publishes["container"]["name"], refused.as_str(), "{seen}");
     assert_eq!(publishes["port"], 80, "{seen}");
 }

@@ -1,12 +1,11 @@
 //! Podman's containers, as root and as a user, as holders and as newcomers.
 
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use portwatch_tests::portwatch;
 use serde_json::{Value, json};
 
-use crate::room::{Room, output, printed};
+use crate::room::{Room, new_group, output, printed};
 use crate::scene::Scene;
 
 /// The image that all containers are made of: busybox and nothing else.
@@ -57,9 +56,6 @@ mkdir -p home/storage /var/lib/containers
 mount --bind home /var/lib/containers
 ";
 
-/// The next room's number: each has a cgroup of its own.
-static ROOMS: AtomicU32 = AtomicU32::new(0);
-
 /// A podman of the test's own, and what is traced of it.
 struct Podman {
     scene: Scene,
@@ -90,8 +86,7 @@ impl Podman {
 
     fn new(user: bool) -> Self {
         let trace = Scene::trace();
-        let number = ROOMS.fetch_add(1, Ordering::Relaxed);
-        let group = format!("portwatch-test-{}-{number}", std::process::id());
+        let group = new_group();
         let parent = format!("--cgroup-parent=/{group}");
         let room = Room::new(&[&group], if user { USERS } else { STORAGE });
         std::fs::write(room.path("containers.conf"), CONFIGURATION).unwrap();
@@ -408,6 +403,41 @@ fn a_published_port_of_a_user() {
         json!({"container": web, "port": 80}),
         "{refused}"
     );
+}
+
+/// Within the second for which it is not looked anew for ports.
+#[test]
+fn a_port_of_a_user_that_goes_to_another_container() {
+    let podman = Podman::of_user();
+    for (name, port) in [("first", "81"), ("second", "82")] {
+        let id = podman.run(
+            &["--name", name, "-p", &format!("8080:{port}")],
+            &["sleep", "600"],
+        );
+        let conflict = podman.refuse(8080);
+        let publishes = &conflict["holders"][0]["publishes"];
+        assert_eq!(publishes["container"], container(&id, name), "{conflict}");
+        assert_eq!(publishes["port"].to_string(), port, "{conflict}");
+        podman.podman(&["rm", "--force", "--time", "0", name]);
+    }
+}
+
+#[test]
+fn a_pod_of_a_user() {
+    let podman = Podman::of_user();
+    let pod_id = podman.podman(&["pod", "create", "--name", "shop", "-p", "9090:90"]);
+    podman.run(&["--pod", "shop", "--name", "front"], &["sleep", "600"]);
+    let conflict = podman.refuse(9090);
+    let publishes = &conflict["holders"][0]["publishes"];
+    // All its containers are in one network namespace, and one has the ports.
+    let infra = format!("{}-infra", &pod_id[..12]);
+    assert_eq!(publishes["container"]["name"], infra, "{conflict}");
+    assert_eq!(
+        publishes["pod"],
+        json!({"name": "shop", "uid": pod_id}),
+        "{conflict}"
+    );
+    assert_eq!(publishes["port"], 90, "{conflict}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -138,6 +139,13 @@ pub fn make_root_file_system(folder: &Path) {
     assert!(spawn(&mut command).wait().unwrap().success());
 }
 
+/// A name for a cgroup of a test's own.
+pub fn new_group() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("portwatch-test-{}-{number}", std::process::id())
+}
+
 /// Takes an empty cgroup and those within it away, in every hierarchy. One that is in use stays.
 pub fn remove_group(name: &str) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -147,7 +155,12 @@ pub fn remove_group(name: &str) {
         matches!(kind, "cgroup" | "cgroup2").then_some(place)
     });
     for hierarchy in hierarchies {
-        remove_folders(&Path::new(hierarchy).join(name));
+        let group = Path::new(hierarchy).join(name);
+        remove_folders(&group);
+        // That of a namespace of containerd, if it was the last one in it.
+        if name.contains('/') {
+            let _ = group.parent().map(fs::remove_dir);
+        }
     }
 }
 

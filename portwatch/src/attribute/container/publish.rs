@@ -55,17 +55,7 @@ impl Containers {
             let stores = &mut self.stores;
             let publications = self.publications.refresh(now, fresh, || {
                 let stores = stores.refresh(now, fresh, || Stores::of(root, docker_data));
-                let mut found = Vec::new();
-                for store in &stores.docker {
-                    docker::publications(store, &mut found);
-                }
-                for store in &stores.storage {
-                    libpod::publications(store, None, &mut found);
-                }
-                for store in &stores.containerd {
-                    containerd::publications(store, &mut found);
-                }
-                found
+                stores.publications()
             });
             let found: Vec<_> = publications.iter().filter(|one| is(one)).cloned().collect();
             if !found.is_empty() {
@@ -85,8 +75,12 @@ impl Containers {
     ) -> Option<Publishes> {
         processes.iter().find_map(|actor| {
             let proxy = Proxy::of(actor)?;
-            let by_record = self.recorded(socket, actor, &proxy, true, now);
-            by_record.or_else(|| self.published_by(socket, actor, &proxy, now))
+            // A container that went a moment ago may have published the same port.
+            let own = self.published_by(socket, actor, &proxy, now);
+            own.or_else(|| {
+                let running = self.look(now, |one| one.running && one.is_of(&proxy, socket));
+                best(running, socket)
+            })
         })
     }
 
@@ -99,49 +93,31 @@ impl Containers {
         now: Instant,
     ) -> Option<Publishes> {
         let proxy = Proxy::of(process)?;
-        self.recorded(socket, process, &proxy, false, now)
-    }
-
-    /// By the records of containers that run, or of those that do not.
-    fn recorded(
-        &mut self,
-        socket: &Socket,
-        actor: &Actor,
-        proxy: &Proxy,
-        running: bool,
-        now: Instant,
-    ) -> Option<Publishes> {
-        let (address, port) = match socket.local {
-            Some(Address::Inet { address, port, .. }) => (address, port),
-            _ => return None,
-        };
-        let protocol = protocol(socket.transport.as_ref()?)?;
-        let mut of = self.look(now, |publication| {
-            publication.running == running
-                && publication.host_port == port
-                && publication.protocol == protocol
-                && publication.is_by(proxy, address)
-                // Of rootlesskit's daemon it is another than the host's.
-                && (matches!(proxy, Proxy::Rootlesskit)
-                    || publication.netns.is_none_or(|netns| Some(netns) == socket.netns))
-        });
-        if !running {
-            only(&mut of, |publication| publication.is_named(actor));
-            let container = &of.first()?.named.container;
-            if of.iter().any(|other| other.named.container != *container) {
-                return None;
-            }
+        let is = |one: &Publication| !one.running && one.is_of(&proxy, socket);
+        // What was read a moment ago may not have the container yet: its runtime tells where it is.
+        let ancestors = process
+            .process
+            .ancestors
+            .iter()
+            .map(|ancestor| ancestor.pid);
+        let mut of = std::iter::once(process.pid)
+            .chain(ancestors)
+            .find_map(|pid| Stores::told_by(&self.root.join("proc").join(pid.to_string())))
+            .map(|stores| stores.publications())
+            .unwrap_or_default();
+        of.retain(is);
+        if of.is_empty() {
+            of = self.look(now, is);
         }
-        of.sort_by_key(|publication| publication.host_address != Some(address));
-        of.into_iter().next().map(|publication| Publishes {
-            container: publication.named.container,
-            pod: publication.named.pod,
-            port: Some(publication.port),
-        })
+        only(&mut of, |publication| publication.is_named(process));
+        let container = &of.first()?.named.container;
+        if of.iter().any(|other| other.named.container != *container) {
+            return None;
+        }
+        best(of, socket)
     }
 
-    /// By what the process itself tells, where no record of a port was found: the container, and what
-    /// its record says by now.
+    /// By the container that the process itself tells, and what its record says by now.
     fn published_by(
         &mut self,
         socket: &Socket,
@@ -149,69 +125,120 @@ impl Containers {
         proxy: &Proxy,
         now: Instant,
     ) -> Option<Publishes> {
-        let host_port = socket.local.as_ref().and_then(Address::port)?;
+        let (_, host_port) = inet(socket)?;
         let protocol = protocol(socket.transport.as_ref()?)?;
-        let mut port = None;
-        let reference = match proxy {
-            Proxy::Conmon(id) => podman(id)?,
-            Proxy::Slirp4netns { id: Some(id), .. } => podman(id)?,
-            Proxy::Slirp4netns { path, .. } => self.in_netns_at(actor, path)?,
+        let mut mapped = None;
+        let candidates = match proxy {
+            Proxy::Conmon(id) => podman(id),
+            Proxy::Slirp4netns { id: Some(id), .. } => podman(id),
+            Proxy::Slirp4netns { path, .. } => self.in_netns_at(actor, path),
             Proxy::Pasta { path, tcp, udp } => {
                 let mappings = if protocol == "udp" { udp } else { tcp };
-                port = mappings.iter().find_map(|mapping| mapping.port(host_port));
-                self.in_netns_at(actor, path)?
+                mapped = mappings.iter().find_map(|mapping| mapping.port(host_port));
+                self.in_netns_at(actor, path)
             }
-            Proxy::InNetns => {
-                let own = actor.process.netns;
-                self.in_netns(own.filter(|own| Some(*own) != socket.netns)?)?
-            }
-            _ => return None,
+            // It was in the host's when it bound its socket.
+            Proxy::InNetns => match self.netns_of(actor) {
+                Some(own) if Some(own) != socket.netns => self.in_netns(own),
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
         };
-        let Named { container, pod } = self.get(&reference, now);
+        // It comes before their records are read, as it looks for new stores.
+        let first = self.get(candidates.first()?, now);
         let mut recorded = Vec::new();
         for store in &self.stores.found.storage {
-            libpod::publications(store, Some(&reference.id), &mut recorded);
+            for candidate in &candidates {
+                libpod::publications(store, Some(&candidate.id), &mut recorded);
+            }
         }
-        let mut recorded = recorded.into_iter();
         let is = |one: &Publication| one.host_port == host_port && one.protocol == protocol;
+        let (Named { container, pod }, port) = match recorded.into_iter().find(is) {
+            Some(publication) => (publication.named, Some(publication.port)),
+            None => (first, mapped),
+        };
         Some(Publishes {
             container,
             pod,
-            port: port.or_else(|| Some(recorded.find(is)?.port)),
+            port,
         })
     }
 
-    /// The container whose network namespace is at a path as a process sees it.
-    fn in_netns_at(&self, actor: &Actor, path: &str) -> Option<ContainerRef> {
+    /// The network namespace that a process is in now.
+    fn netns_of(&self, actor: &Actor) -> Option<u32> {
+        let link = self.root.join("proc").join(actor.pid.to_string());
+        let netns = std::fs::metadata(link.join("ns/net")).ok()?;
+        u32::try_from(netns.ino()).ok()
+    }
+
+    /// The containers whose network namespace is at a path as a process sees it.
+    fn in_netns_at(&self, actor: &Actor, path: &str) -> Vec<ContainerRef> {
         let proc = self.root.join("proc").join(actor.pid.to_string());
-        let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path))).ok()?;
-        self.in_netns(u32::try_from(netns.ino()).ok()?)
+        let netns = std::fs::metadata(below(&proc.join("root"), Path::new(path)));
+        let netns = netns.ok().and_then(|netns| u32::try_from(netns.ino()).ok());
+        netns.map(|netns| self.in_netns(netns)).unwrap_or_default()
     }
 
-    /// The container whose processes are in a network namespace.
-    fn in_netns(&self, netns: u32) -> Option<ContainerRef> {
+    /// The containers whose processes are in a network namespace: several of a pod.
+    fn in_netns(&self, netns: u32) -> Vec<ContainerRef> {
         let proc = self.root.join("proc");
-        let entries = std::fs::read_dir(&proc).ok()?;
-        entries.flatten().find_map(|entry| {
-            let of = std::fs::metadata(entry.path().join("ns/net")).ok()?;
-            if of.ino() != u64::from(netns) {
-                return None;
+        let mut containers = Vec::new();
+        for entry in std::fs::read_dir(&proc).into_iter().flatten().flatten() {
+            let of = std::fs::metadata(entry.path().join("ns/net"));
+            if of.is_ok_and(|of| of.ino() == u64::from(netns))
+                && let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok())
+                && let Some(found) = process::from_proc(&proc, pid)
+                && let Some(container) = found.container()
+                && !containers.contains(container)
+            {
+                containers.push(container.clone());
             }
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            process::from_proc(&proc, pid)?.container().cloned()
-        })
+        }
+        containers
     }
 }
 
 /// A container of podman, if that is an id.
-fn podman(id: &str) -> Option<ContainerRef> {
-    is_id(id).then(|| ContainerRef {
+fn podman(id: &str) -> Vec<ContainerRef> {
+    let reference = || ContainerRef {
         runtime: "podman",
         id: id.to_owned(),
-    })
+    };
+    is_id(id).then(reference).into_iter().collect()
+}
+
+impl Stores {
+    /// The ports that all their containers publish, or would if they ran.
+    fn publications(&self) -> Vec<Publication> {
+        let mut found = Vec::new();
+        for store in &self.docker {
+            docker::publications(store, &mut found);
+        }
+        for store in &self.storage {
+            libpod::publications(store, None, &mut found);
+        }
+        for store in &self.containerd {
+            containerd::publications(store, &mut found);
+        }
+        found
+    }
 }
 
 impl Publication {
+    /// Whether a runtime's process has a socket for it, or wants one.
+    fn is_of(&self, proxy: &Proxy, socket: &Socket) -> bool {
+        let Some((address, port)) = inet(socket) else {
+            return false;
+        };
+        let transport = socket.transport.as_ref().and_then(protocol);
+        self.host_port == port
+            && transport == Some(&*self.protocol)
+            && self.is_by(proxy, address)
+            // Of rootlesskit's daemon it is another than the host's.
+            && (matches!(proxy, Proxy::Rootlesskit)
+                || self.netns.is_none_or(|netns| Some(netns) == socket.netns))
+    }
+
     /// Whether a runtime's process has its socket.
     fn is_by(&self, proxy: &Proxy, address: IpAddr) -> bool {
         let container = &self.named.container;
@@ -252,6 +279,27 @@ impl Publication {
                 .flatten()
                 .any(|name| **name == *value)
         })
+    }
+}
+
+/// The one on the very address of a socket, else another.
+fn best(of: Vec<Publication>, socket: &Socket) -> Option<Publishes> {
+    let address = inet(socket).map(|(address, _)| address);
+    let best = of
+        .into_iter()
+        .min_by_key(|one| one.host_address != address)?;
+    Some(Publishes {
+        container: best.named.container,
+        pod: best.named.pod,
+        port: Some(best.port),
+    })
+}
+
+/// The address and port of a socket that has such.
+fn inet(socket: &Socket) -> Option<(IpAddr, u16)> {
+    match socket.local {
+        Some(Address::Inet { address, port, .. }) => Some((address, port)),
+        _ => None,
     }
 }
 

@@ -93,6 +93,19 @@ impl Stores {
         stores
     }
 
+    /// The stores that one running process tells of, by its folder in `/proc`; none if it tells of none.
+    pub(super) fn told_by(process: &Path) -> Option<Self> {
+        let mut stores = Self::default();
+        stores.add_running(uid(process)?, process);
+        let Self {
+            docker,
+            storage,
+            containerd,
+        } = &stores;
+        let told = [docker, storage, containerd];
+        told.iter().any(|of| !of.is_empty()).then_some(stores)
+    }
+
     fn add_storage(&mut self, root: &Path, netns: Option<u32>) {
         for driver in DRIVERS {
             let path = root.join(format!("{driver}-containers"));
