@@ -454,6 +454,12 @@ pub mod cancel {
     pub const REUSED: u32 = 1;
     /// The network namespace is being taken down.
     pub const PURGED: u32 = 2;
+
+    /// How long after a timewait socket's end on the same processor the connection request may come
+    /// that it went for, in nanoseconds. It comes at once, in the same softirq, but the processor may be
+    /// a virtual one that is kept waiting. A client whose segments ended a TIME_WAIT otherwise tries
+    /// again after a second (`TCP_TIMEOUT_INIT`, include/net/tcp.h).
+    pub const SUCCESSION: u64 = 100_000_000;
 }
 
 /// A record with its kind.

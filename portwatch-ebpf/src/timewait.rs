@@ -27,9 +27,6 @@ const TCP_TIME_WAIT: u8 = 6;
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
 
-/// How long after a timewait socket's end on the same processor its successor may come, in ns.
-const SUCCESSION: u64 = 1_000_000;
-
 /// A TCP or MPTCP socket changes its state.
 ///
 /// An active close begins in its owner's own context: FIN_WAIT1 is entered
@@ -315,7 +312,7 @@ pub fn requested(request: Address) {
     let cancelled = unsafe { &mut *slot };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    if cancelled.address == 0 || now.wrapping_sub(cancelled.time) > SUCCESSION {
+    if cancelled.address == 0 || now.wrapping_sub(cancelled.time) > cancel::SUCCESSION {
         return;
     }
     let net: Address = read(request, &layout::SOCK_NET);

@@ -35,6 +35,18 @@ fn now(clock: ClockId) -> i64 {
     now.tv_sec() * 1_000_000_000 + now.tv_nsec()
 }
 
+/// When the clock of the processes' starts was 0, in nanoseconds since the epoch: of some readings of
+/// both clocks the one between which least time passed.
+fn boot_time() -> i64 {
+    let readings = (0..5).map(|_| {
+        let before = now(ClockId::CLOCK_BOOTTIME);
+        let realtime = realtime();
+        (now(ClockId::CLOCK_BOOTTIME) - before, realtime - before)
+    });
+    let (_, boot) = readings.min().unwrap();
+    boot
+}
+
 /// Now, in nanoseconds since the epoch.
 pub fn realtime() -> i64 {
     now(ClockId::CLOCK_REALTIME)
@@ -158,7 +170,7 @@ impl Identity {
         if let Some(cgroup_v1) = cgroup_v1 {
             whole.insert("cgroup_v1".to_owned(), cgroup_v1.into());
         }
-        let tick = realtime() - now(ClockId::CLOCK_BOOTTIME) + stat.start * TICK;
+        let tick = boot_time() + stat.start * TICK;
         let identity = Self {
             pid,
             threads: vec![pid],

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use portwatch_common::record::{Timewait, kind};
+use portwatch_common::record::{Timewait, cancel, kind};
 
 use crate::kernel::decode::Record;
 
@@ -42,8 +42,8 @@ impl Order {
     }
 
     /// Takes the earliest record, if everything up to [`SLACK`] behind it has come: the stream is
-    /// complete until `complete_until` (CLOCK_MONOTONIC, ns). One that waits for an expiry waits
-    /// until that has come too, for [`EXPIRY`] at most.
+    /// complete until `complete_until` (CLOCK_MONOTONIC, ns). One of a timer that ends waits until
+    /// its successor has come too, which says why.
     pub fn next(&mut self, complete_until: u64) -> Option<Record> {
         self.peek(complete_until)?;
         self.waiting.pop_front()
@@ -53,7 +53,7 @@ impl Order {
     pub fn peek(&self, complete_until: u64) -> Option<&Record> {
         let earliest = self.waiting.front()?;
         let within = match earliest {
-            Record::Timewait(timewait) if self.lacks_expiry(timewait) => EXPIRY,
+            Record::Timewait(timewait) if self.lacks_successor(timewait) => reach(timewait),
             _ => SLACK,
         };
         (earliest.time().saturating_add(within) <= complete_until).then_some(earliest)
@@ -67,22 +67,36 @@ impl Order {
         )
     }
 
-    fn lacks_expiry(&self, timewait: &Timewait) -> bool {
-        is_due(timewait)
-            && !self.waiting.iter().any(|record| {
-                matches!(record, Record::Timewait(other)
-                    if other.header.kind == kind::TIMEWAIT_EXPIRE
-                        && other.socket.address == timewait.socket.address)
-            })
+    fn lacks_successor(&self, timewait: &Timewait) -> bool {
+        let ended_by = |kind: u32| match kind {
+            kind::TIMEWAIT_EXPIRE => true,
+            kind::TIMEWAIT_START | kind::TIMEWAIT_REUSE => !is_due(timewait),
+            _ => false,
+        };
+        !self.waiting.iter().any(|record| {
+            matches!(record, Record::Timewait(other)
+                if ended_by(other.header.kind)
+                    && other.socket.address == timewait.socket.address)
+        })
     }
 
     /// The records behind this one, the one taken last, among which its successor may be.
     pub fn ahead(&self, timewait: &Timewait) -> impl Iterator<Item = &Record> {
-        let within = if is_due(timewait) { EXPIRY } else { SLACK };
-        let end = timewait.header.time.saturating_add(within);
+        let end = timewait.header.time.saturating_add(reach(timewait));
         self.waiting
             .iter()
             .take_while(move |record| record.time() <= end)
+    }
+}
+
+/// How far ahead a record may look for its successor, in nanoseconds.
+fn reach(timewait: &Timewait) -> u64 {
+    if is_due(timewait) {
+        EXPIRY
+    } else if timewait.header.kind == kind::TIMEWAIT_CANCEL && timewait.reason == cancel::UNKNOWN {
+        cancel::SUCCESSION
+    } else {
+        SLACK
     }
 }
 
@@ -152,9 +166,12 @@ mod tests {
 
     #[test]
     fn looking_ahead_ends_with_the_slack() {
-        let early = timer(kind::TIMEWAIT_CANCEL, 100, 9);
+        let start = timer(kind::TIMEWAIT_START, 100, 9);
         let behind = [fork(100 + SLACK, 2), fork(101 + SLACK, 3)];
-        assert_eq!(ahead_of(early, behind), 1);
+        assert_eq!(ahead_of(start, behind), 1);
+        let early = timer(kind::TIMEWAIT_CANCEL, 100, 9);
+        let end = 100 + cancel::SUCCESSION;
+        assert_eq!(ahead_of(early, [fork(end, 2), fork(end + 1, 3)]), 1);
         let due = timer(kind::TIMEWAIT_CANCEL, 100, 0);
         let behind = [fork(100 + EXPIRY, 2), fork(101 + EXPIRY, 3)];
         assert_eq!(ahead_of(due, behind), 1);
@@ -171,7 +188,24 @@ mod tests {
         assert!(order.next(later).is_some());
         order.add([timer(kind::TIMEWAIT_CANCEL, 100, 0)]);
         assert!(order.next(100 + EXPIRY).is_some());
+    }
+
+    #[test]
+    fn what_is_cancelled_waits_for_what_it_went_for() {
+        let mut order = Order::default();
         order.add([timer(kind::TIMEWAIT_CANCEL, 100, 1)]);
-        assert!(order.next(100 + SLACK).is_some());
+        let later = 99 + cancel::SUCCESSION;
+        assert!(order.next(later).is_none());
+        order.add([timer(kind::TIMEWAIT_REUSE, later - SLACK, 0)]);
+        assert!(order.next(later).is_some());
+        assert!(order.next(later).is_some());
+        order.add([timer(kind::TIMEWAIT_CANCEL, 100, 1)]);
+        assert!(order.next(100 + cancel::SUCCESSION).is_some());
+        let mut known = Timewait::new_zeroed();
+        known.header.kind = kind::TIMEWAIT_CANCEL;
+        known.reason = cancel::PURGED;
+        known.expires_in = 1;
+        order.add([Record::Timewait(known)]);
+        assert!(order.next(SLACK).is_some());
     }
 }

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 use portwatch_common::record::{self, Timewait, cancel, kind};
 
-use super::order::Order;
+use super::order::{Order, SLACK};
 use crate::event::{Actor, Reason};
 use crate::kernel::decode::Record;
 
@@ -180,7 +180,9 @@ impl Timewaits {
     }
 
     /// A timer is cancelled when it is armed anew, just before it expires, and when the socket is
-    /// done with early. The first two follow within microseconds, on the same processor.
+    /// done with early. The first two follow within microseconds, on the same processor, and so does
+    /// the connection request that it is done with for; but that is known by its record, while a
+    /// socket which is armed later may be another one in the same memory.
     fn cancelled(
         &mut self,
         record: &Timewait,
@@ -193,7 +195,11 @@ impl Timewaits {
                 Record::Timewait(timewait) => Some(timewait),
                 _ => None,
             })
-            .find(|next| next.socket.address == record.socket.address);
+            .find(|next| {
+                let later = next.header.time.saturating_sub(record.header.time);
+                next.socket.address == record.socket.address
+                    && (next.header.kind != kind::TIMEWAIT_START || later <= SLACK)
+            });
         match successor.map(|next| (next.header.kind, ends(&next.socket) == ends(&record.socket))) {
             Some((kind::TIMEWAIT_START | kind::TIMEWAIT_EXPIRE, true)) => {
                 return Vec::new();
@@ -253,7 +259,6 @@ mod tests {
     use zerocopy::FromZeros;
 
     use super::*;
-    use crate::attribute::order::SLACK;
 
     const FIN_WAIT2: u8 = 5;
     const TIME_WAIT: u8 = 6;
@@ -435,6 +440,32 @@ mod tests {
         assert_eq!(
             changes,
             [enter(None), exit(Some(Reason::Reused), Some(8_000))]
+        );
+    }
+
+    #[test]
+    fn a_processor_that_stood_still_keeps_the_reason() {
+        let request = |later| {
+            let mut reuse = timer(kind::TIMEWAIT_REUSE, 9_000 + later, 0);
+            reuse.socket = record::Socket::new_zeroed();
+            reuse.socket.address = 0x1000;
+            reuse
+        };
+        let told = |behind: Timewait| {
+            let start = timer(kind::TIMEWAIT_START, 1_000, TIME_WAIT);
+            let cancelled = timer(kind::TIMEWAIT_CANCEL, 9_000, TIME_WAIT);
+            let mut cancelled = cancelled;
+            cancelled.expires_in = 1;
+            play(&[start, cancelled, behind], true)
+        };
+        let ended = |reason| [enter(None), exit(reason, Some(8_000))];
+        assert_eq!(told(request(50_000_000)), ended(Some(Reason::Reused)));
+        assert_eq!(told(request(cancel::SUCCESSION + 1)), ended(None));
+        // The same connection, made and closed again since.
+        let again = timer(kind::TIMEWAIT_START, 9_001 + SLACK, TIME_WAIT);
+        assert_eq!(
+            told(again),
+            [enter(None), exit(None, Some(8_000)), enter(None)]
         );
     }
 

@@ -282,7 +282,10 @@ fn run_undisturbed(pid: libc::pid_t) {
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameter is valid.
     let result = unsafe { libc::sched_setscheduler(pid, libc::SCHED_FIFO, &raw const priority) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    let error = std::io::Error::last_os_error();
+    // One that has ended needs none.
+    let ended = pid != 0 && error.raw_os_error() == Some(libc::ESRCH);
+    assert!(result == 0 || ended, "{error}");
 }
 
 /// Writes a text over the arguments and fills the rest with NULs, as setproctitle(3) does.

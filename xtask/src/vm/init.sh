@@ -38,13 +38,15 @@ undisturbed() {
     /suite/actor fifo exec=/suite/deps/host host "$@"
 }
 
-# The kernel's own thread is one of them: before Linux 6.5 softirqs are left to it while it is
-# awake, and segments that nobody handles in time are sent again.
+# Threads of the kernel are among them. Before Linux 6.5 softirqs are left to one while it is
+# awake, and segments that nobody handles in time are sent again; detaching waits for others.
+threads=
 for process in /proc/[0-9]*; do
     case "$(cat "$process/comm")" in
-    ksoftirqd/*) echo | /suite/actor "fifo=${process#/proc/}" >/dev/null ;;
+    ksoftirqd/* | kworker/* | rcu*) threads="$threads fifo=${process#/proc/}" ;;
     esac
 done
+echo | /suite/actor $threads >/dev/null
 
 # What sleeps through a minute does so beside all others.
 for backend in $BACKENDS; do
