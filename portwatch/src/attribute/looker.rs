@@ -111,15 +111,13 @@ impl Looker {
     /// Who has these sockets open.
     fn sockets(&mut self, questions: Vec<Question>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(questions.len());
-        let mut passes = 0;
-        for some in questions.chunks(WANTED_CAPACITY as usize) {
+        for (pass, some) in questions.chunks(WANTED_CAPACITY as usize).enumerate() {
             let addresses = some.iter().filter_map(|question| match question.subject {
                 Subject::Socket { address, .. } => Some(address),
                 _ => None,
             });
             let addresses: Vec<_> = addresses.collect();
-            let entries = (passes < PASSES).then(|| (self.owners)(&addresses));
-            passes += 1;
+            let entries = (pass < PASSES).then(|| (self.owners)(&addresses));
             for question in some {
                 let finding = match (&entries, &question.subject) {
                     (Some(Some(entries)), Subject::Socket { address, inode }) => {
