@@ -8,14 +8,16 @@ use serde_json::{Value, json};
 
 use crate::{PYTHON, Place};
 
-/// Two servers of one script on the same port, each without SO_REUSEADDR.
+/// Two servers of one script on the same port, each without SO_REUSEADDR. Where the job's events are
+/// written, the first one stays until it has been looked up who it is.
 const TWO: &str = "
-import socket
+import os, socket, time
 one = socket.socket(); one.bind(('127.0.0.1', 7101)); one.listen()
 two = socket.socket()
 for _ in range(3):
     try: two.bind(('127.0.0.1', 7101))
     except OSError: pass
+while os.path.exists('events.json') and 'EADDRINUSE' not in open('events.json').read(): time.sleep(0.01)
 one.close()
 ";
 
@@ -28,7 +30,8 @@ fn a_job_that_fails_for_a_conflict() {
         (&["--fail-on", "leak,flake-risk"], 0),
         (&["--fail-on", "leak,conflict"], 99),
     ] {
-        let ran = place.python(options, TWO);
+        let options = [&["--write", "events.json"], options].concat();
+        let ran = place.python(&options, TWO);
         assert_eq!(ran.status.code(), Some(status), "{options:?}: {ran:?}");
         let refusal = &ran.report["refusals"][0];
         assert_eq!(refusal["count"], 3);
