@@ -910,8 +910,6 @@ pub struct Actor {
 pub enum Membership {
     /// It descends from the job's first process.
     Descendant,
-    /// It is in a container that was created while the job ran.
-    Container,
 }
 
 /// What is known of a process, but for what changes from event to event.
