@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use jsonschema::Validator;
 use portwatch::event::{
     Actor, Address, Bind, Body, Cause, Conflict, Event, Evidence, HeldSocket, Holder, Listen, Lost,
-    Membership, Missing, Options, Outcome, Ownership, Process, Release, Result, Socket, Start,
+    Membership, Missing, Options, Ownership, Process, Release, Result, Socket, Start,
     State, Time, Transport,
 };
 use portwatch::report::{Job, Killed, LeftBehind, LeftTimewait, Leftover, Report, Tally, read};
@@ -19,7 +19,7 @@ use portwatch::sink::report::text::{Style, render};
 use portwatch::sink::report::{github, gitlab, html, junit};
 use portwatch::sink::text::Color;
 use portwatch_common::record::option::REUSEADDR;
-use samples::{HOSTILE, NOON, actor, tcp4};
+use samples::{HOSTILE, NOON, actor, failed, ok, tcp4};
 use serde_json::Value;
 
 const SECOND: i64 = 1_000_000_000;
@@ -27,22 +27,6 @@ const NETNS: u32 = 4_026_531_840;
 
 fn at(milliseconds: i64) -> Time {
     Time(NOON + milliseconds * SECOND / 1000)
-}
-
-fn ok() -> Result {
-    Result {
-        outcome: Outcome::Success,
-        error: None,
-        errno: None,
-    }
-}
-
-fn failed(error: &'static str, errno: i32) -> Result {
-    Result {
-        outcome: Outcome::Failure,
-        error: Some(error.into()),
-        errno: Some(errno),
-    }
 }
 
 fn process(pid: u32, comm: &str, args: &[&str]) -> Actor {

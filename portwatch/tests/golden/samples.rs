@@ -109,7 +109,7 @@ const MS: i64 = 1_000_000;
 
 const CONTAINER_ID: &str = "3f4e8a1b2c5d60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9";
 
-fn ok() -> Result {
+pub fn ok() -> Result {
     Result {
         outcome: Outcome::Success,
         error: None,
@@ -117,7 +117,7 @@ fn ok() -> Result {
     }
 }
 
-fn failed(error: &'static str, errno: i32) -> Result {
+pub fn failed(error: &'static str, errno: i32) -> Result {
     Result {
         outcome: Outcome::Failure,
         error: Some(error.into()),
