@@ -61,7 +61,7 @@ impl Names {
             }
         }
         // What is found by asking is found the later the slower the machine is.
-        let slack = 100 * u64::from(patience());
+        let slack = 400 * u64::from(patience());
         if let Some(left) = object.get_mut("expires_in_ms")
             && left
                 .as_u64()
