@@ -10,8 +10,8 @@ use jiff::tz::TimeZone;
 use jsonschema::Validator;
 use portwatch::event::{
     Actor, Address, Bind, Body, Cause, Conflict, Event, Evidence, HeldSocket, Holder, Listen, Lost,
-    Membership, Missing, Options, Ownership, Process, Release, Result, Socket, Start,
-    State, Time, Transport,
+    Membership, Missing, Options, Ownership, Process, Release, Result, Socket, Start, State, Time,
+    Transport,
 };
 use portwatch::report::{Job, Killed, LeftBehind, LeftTimewait, Leftover, Report, Tally, read};
 use portwatch::sink::json::Json;

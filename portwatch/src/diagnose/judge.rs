@@ -315,6 +315,10 @@ fn is_inherited(held: &Held) -> bool {
 
 /// What the job explains: a worker beside this one, or what an earlier job left over.
 fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
+    // A container runtime binds for a container, and is no worker of whoever started it.
+    if facts.publishes.is_some() || held.holder.publishes.is_some() {
+        return None;
+    }
     match held.tie {
         Some(Tie::Sibling) => return Some(Cause::Sibling),
         Some(Tie::LeftOver { .. }) if !is_service(facts, held) => return Some(Cause::StaleJob),

@@ -336,6 +336,16 @@ fn ties_between_processes_decide() {
         diagnose(&facts)
     };
     assert_eq!(tied(Tie::Sibling).cause, Cause::Sibling);
+    // A container runtime binds for a container, whoever has started it.
+    let publishing = but(listener(), |facts| {
+        first(facts).tie = Some(Tie::Sibling);
+        facts.publishes = Some(crate::event::Publishes {
+            container: container(),
+            pod: None,
+            port: Some(80),
+        });
+    });
+    assert_eq!(diagnose(&publishing).cause, Cause::Listener);
     let left = tied(Tie::LeftOver {
         job_started_at: ago(1000),
     });
