@@ -9,7 +9,7 @@ use super::lookup::Place;
 use crate::kernel::snapshot;
 
 /// Ports that are remembered, and sockets of each.
-const PLACES: usize = 16_384;
+const PLACES: usize = 4096;
 const TENURES: usize = 8;
 /// How long after it was found free a port may be lost: tests' fixtures and builds lie between.
 const PROBE: u64 = 60_000_000_000;
