@@ -72,7 +72,7 @@ impl Attribution {
         facts.uid = Some(refusal.task.uid);
         facts.process = process.cloned();
         facts.host_netns = self.host_netns;
-        facts.sysctls = self.settings(refusal.socket.netns);
+        facts.sysctls = self.settings(refusal);
         facts.publishes = process.and_then(|process| {
             (self.containers).to_publish(&facts.socket, process, std::time::Instant::now())
         });
@@ -105,8 +105,8 @@ impl Attribution {
         }
     }
 
-    fn settings(&self, netns: u32) -> Sysctls {
-        match self.lookups.get(&Subject::Settings(netns)) {
+    fn settings(&self, refusal: &Refusal) -> Sysctls {
+        match self.lookups.get(&refusal.settings()) {
             Some(Finding::Settings(sysctls)) => sysctls.clone(),
             _ => Sysctls::default(),
         }

@@ -74,7 +74,7 @@ impl Looker {
         }
         others.sort_by_key(|question| match question.subject {
             Subject::Socket { .. } | Subject::Process(_) => 0,
-            Subject::Settings(_) => 1,
+            Subject::Settings { .. } => 1,
             Subject::Denials(_) => 2,
             // All open files are looked through.
             Subject::Port(_) | Subject::Range(_) | Subject::Name { .. } => 3,
@@ -95,7 +95,7 @@ impl Looker {
                 // What was read is of another if it has ended meanwhile.
                 Finding::Denials(denials.filter(|_| self.standing(*key).is_some()))
             }
-            Subject::Settings(netns) => {
+            Subject::Settings { netns, .. } => {
                 if self.enter(*netns, question) {
                     Finding::Settings(sysctls(&self.proc))
                 } else {

@@ -51,8 +51,14 @@ pub enum Subject {
     Process(Key),
     /// What but a seccomp filter may refuse a process a bind.
     Denials(Key),
-    /// The settings of a network namespace.
-    Settings(u32),
+    /// The settings of a network namespace in which a process was refused: its number alone may be
+    /// another's the moment it is gone, which is when the answer would still be shared.
+    Settings {
+        /// Number of the namespace.
+        netns: u32,
+        /// The process.
+        by: Key,
+    },
     /// The sockets that have a port.
     Port(Place),
     /// Who has how many ports of the ephemeral range; the port does not count.
@@ -234,6 +240,11 @@ impl Lookups {
         self.send();
     }
 
+    /// What is asked for is not waited for.
+    pub fn pass_over(&mut self) {
+        self.limited += 1;
+    }
+
     /// Whether its answer is still to come.
     pub fn is_open(&self, subject: &Subject) -> bool {
         self.open.contains_key(subject)
@@ -269,9 +280,16 @@ mod tests {
 
     use super::*;
 
+    fn settings(netns: u32) -> Subject {
+        Subject::Settings {
+            netns,
+            by: Key { tgid: 1, start: 1 },
+        }
+    }
+
     fn question(netns: u32) -> Question {
         Question {
-            subject: Subject::Settings(netns),
+            subject: settings(netns),
             via: Vec::new(),
             tid: 0,
             socket: None,
@@ -287,7 +305,7 @@ mod tests {
                 return Err(questions);
             }
             let numbers = questions.iter().map(|question| match question.subject {
-                Subject::Settings(netns) => netns,
+                Subject::Settings { netns, .. } => netns,
                 _ => 0,
             });
             asked.lock().unwrap().push(numbers.collect());
@@ -297,7 +315,7 @@ mod tests {
     }
 
     fn answer(netns: u32) -> Answer {
-        (Subject::Settings(netns), Finding::Unknown)
+        (settings(netns), Finding::Unknown)
     }
 
     #[test]
@@ -309,7 +327,7 @@ mod tests {
         lookups.send();
         lookups.want(question(1), now);
         lookups.send();
-        assert!(lookups.is_open(&Subject::Settings(1)));
+        assert!(lookups.is_open(&settings(1)));
         lookups.answered(vec![answer(1)], now);
         assert!(!lookups.are_open());
         lookups.want(question(1), now + SHARED / 2);
@@ -330,7 +348,7 @@ mod tests {
             lookups.want(question(1), now);
             lookups.send();
             lookups.expire(now + PATIENCE / 2);
-            assert!(lookups.is_open(&Subject::Settings(1)));
+            assert!(lookups.is_open(&settings(1)));
             lookups.expire(now + PATIENCE);
             assert!(!lookups.are_open());
             assert_eq!((lookups.limited(), lookups.limited()), (1, 0));
@@ -343,7 +361,7 @@ mod tests {
     fn an_answer_is_kept_for_a_while() {
         let (mut lookups, _) = lookups(true);
         let now = Instant::now();
-        let subject = Subject::Settings(1);
+        let subject = settings(1);
         lookups.answered(vec![answer(1)], now);
         lookups.want(question(1), now + SHARED);
         lookups.expire(now + SHARED + PATIENCE);
@@ -383,6 +401,23 @@ mod tests {
         *ready.lock().unwrap() = true;
         lookups.answered(Vec::new(), now);
         assert!(lookups.next.is_empty());
-        assert!(lookups.is_open(&Subject::Settings(2)));
+        assert!(lookups.is_open(&settings(2)));
+    }
+
+    /// A namespace's number is given to another as soon as it is gone.
+    #[test]
+    fn settings_are_not_shared_between_processes() {
+        let (mut lookups, _) = lookups(true);
+        let now = Instant::now();
+        lookups.answered(vec![answer(1)], now);
+        let other = Question {
+            subject: Subject::Settings {
+                netns: 1,
+                by: Key { tgid: 2, start: 1 },
+            },
+            ..question(1)
+        };
+        assert!(!lookups.want(question(1), now));
+        assert!(lookups.want(other, now));
     }
 }

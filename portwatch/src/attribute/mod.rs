@@ -328,6 +328,10 @@ impl Attribution {
             }
         }
         self.lookups.send();
+        if waits && self.order.is_crowded() {
+            self.lookups.pass_over();
+            return false;
+        }
         waits
     }
 

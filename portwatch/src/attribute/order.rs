@@ -19,6 +19,9 @@ pub const SLACK: u64 = 2_000_000;
 /// processor may be a virtual one, which stands still when its host is busy.
 pub const EXPIRY: u64 = 200_000_000;
 
+/// How many records may wait while something is looked up for the first of them.
+const CROWD: usize = 16_384;
+
 /// Records that wait for the stream to be complete up to their time.
 #[derive(Debug, Default)]
 pub struct Order {
@@ -65,6 +68,11 @@ impl Order {
         self.waiting.iter().any(
             |record| matches!(record, Record::Release(release) if release.socket.address == address),
         )
+    }
+
+    /// Whether so many wait that nothing may be waited for on their behalf.
+    pub fn is_crowded(&self) -> bool {
+        self.waiting.len() > CROWD
     }
 
     fn lacks_successor(&self, timewait: &Timewait) -> bool {

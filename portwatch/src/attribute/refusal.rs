@@ -72,6 +72,14 @@ impl Refusal {
         Key::of(&self.task)
     }
 
+    /// What asks for the settings of its network namespace.
+    pub(super) fn settings(&self) -> Subject {
+        Subject::Settings {
+            netns: self.socket.netns,
+            by: self.key(),
+        }
+    }
+
     pub(super) fn place(&self) -> Option<Place> {
         Place::of(&self.socket, self.port)
     }
@@ -97,6 +105,7 @@ impl Refusal {
             socket,
         };
         let netns = self.socket.netns;
+        let settings = self.settings();
         let mut questions = Vec::new();
         let mut ask = |subject, socket| questions.push(question(subject, socket));
         match (self.errno, self.place()) {
@@ -105,11 +114,11 @@ impl Refusal {
                 ask(Subject::Name { netns, by, name }, None);
             }
             (libc::EADDRINUSE, Some(place)) if self.port == 0 => {
-                ask(Subject::Settings(netns), None);
+                ask(settings.clone(), None);
                 ask(Subject::Range(place), None);
             }
             (libc::EADDRINUSE, Some(place)) => {
-                ask(Subject::Settings(netns), None);
+                ask(settings.clone(), None);
                 ask(Subject::Process(self.key()), None);
                 let mut none = true;
                 for holder in holders {
@@ -129,7 +138,7 @@ impl Refusal {
                 }
             }
             (libc::EACCES | libc::EPERM, Some(_)) => {
-                ask(Subject::Settings(netns), None);
+                ask(settings.clone(), None);
                 ask(Subject::Process(self.key()), None);
                 ask(Subject::Denials(self.key()), None);
             }

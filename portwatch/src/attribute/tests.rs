@@ -111,6 +111,13 @@ fn subjects(asked: &Asked) -> Vec<Subject> {
     asked.into_iter().map(|question| question.subject).collect()
 }
 
+fn settings() -> Subject {
+    let Subject::Process(by) = newcomer() else {
+        unreachable!("a process is one")
+    };
+    Subject::Settings { netns: NETNS, by }
+}
+
 fn newcomer() -> Subject {
     Subject::Process(Key::of(&task(NEWCOMER)))
 }
@@ -129,7 +136,7 @@ fn a_refusal_waits_for_its_answers() {
         &[holder(now).as_bytes(), refusal(now + 1).as_bytes()],
     );
     assert!(told.is_empty() && attribution.is_asking());
-    let settings = Subject::Settings(NETNS);
+    let settings = settings();
     assert_eq!(subjects(&asked), [settings.clone(), newcomer(), HELD]);
     let owners = Finding::Owners(vec![owner()]);
     assert!(answer(&mut attribution, HELD, owners).is_empty());
@@ -155,7 +162,7 @@ fn a_refusal_without_a_holders_record_has_it_from_user_space() {
         protocol: 6,
         port: 80,
     };
-    let (settings, port) = (Subject::Settings(NETNS), Subject::Port(place));
+    let (settings, port) = (settings(), Subject::Port(place));
     assert_eq!(
         subjects(&asked),
         [settings.clone(), newcomer(), port.clone()]
@@ -193,7 +200,7 @@ fn a_holder_that_is_gone_is_known_by_its_bind() {
         protocol: 6,
         port: 80,
     };
-    answer(&mut attribution, Subject::Settings(NETNS), Finding::Unknown);
+    answer(&mut attribution, settings(), Finding::Unknown);
     answer(&mut attribution, newcomer(), Finding::Standing(None));
     let none = Finding::Sockets(Vec::new());
     let told = answer(&mut attribution, Subject::Port(place), none);
