@@ -910,6 +910,11 @@ pub struct Actor {
 pub enum Membership {
     /// It descends from the job's first process.
     Descendant,
+    /// Its container has a label that names the job; or the process has a port for such a container.
+    Label,
+    /// Its container was created while the job ran; or the process has a port for such a container.
+    /// A guess: somebody else may have made it just then.
+    Container,
 }
 
 /// What is known of a process, but for what changes from event to event.

@@ -9,11 +9,14 @@ mod samples;
 use jiff::tz::TimeZone;
 use jsonschema::Validator;
 use portwatch::event::{
-    Actor, Address, Bind, Body, Cause, Conflict, Event, Evidence, HeldSocket, Holder, Listen, Lost,
-    Membership, Missing, Options, Ownership, Process, Release, Result, Socket, Start, State, Time,
-    Transport,
+    Actor, Address, Bind, Body, Cause, Conflict, Container, Event, Evidence, HeldSocket, Holder,
+    Listen, Lost, Membership, Missing, Options, Ownership, Process, Release, Result, Socket, Start,
+    State, Time, Transport,
 };
-use portwatch::report::{Job, Killed, LeftBehind, LeftTimewait, Leftover, Report, Tally, read};
+use portwatch::report::{
+    Finding, Job, Killed, LeftBehind, LeftContainer, LeftPort, LeftTimewait, Leftover, Report,
+    Tally, read,
+};
 use portwatch::sink::json::Json;
 use portwatch::sink::report::text::{Style, render};
 use portwatch::sink::report::{github, gitlab, html, junit};
@@ -236,6 +239,35 @@ fn tallied(events: &[(Time, Body)]) -> Report {
     tally.finish()
 }
 
+/// One with a name and two ports, or with none.
+fn left_container(name: Option<&str>) -> LeftContainer {
+    let port = |address: [u8; 16]| LeftPort {
+        protocol: "tcp".to_owned(),
+        address: Some(std::net::Ipv6Addr::from(address).to_canonical()),
+        host_port: 8080,
+        port: 80,
+    };
+    let mut any_v4 = [0; 16];
+    any_v4[10..12].fill(0xff);
+    LeftContainer {
+        container: Container {
+            runtime: "docker".into(),
+            id: "3f4e1c0a9b7d5e2f8c6a".into(),
+            name: name.map(Into::into),
+            image: Some("nginx:1.27".into()),
+            labels: [].into(),
+        },
+        pod: None,
+        job: name.map_or(Membership::Label, |_| Membership::Container),
+        created: name.map(|_| at(100)),
+        ports: match name {
+            Some(_) => vec![port(any_v4), port([0; 16])],
+            None => Vec::new(),
+        },
+        advice: "docker rm -f 3f4e1c0a9b7d".to_owned(),
+    }
+}
+
 /// The report of a job that left something behind.
 fn of_job() -> Report {
     Report {
@@ -250,7 +282,6 @@ fn of_job() -> Report {
             processes: vec![
                 Leftover {
                     process: server(),
-                    job: Membership::Descendant,
                     sockets: vec![HeldSocket {
                         socket: Socket {
                             state: Some(State::Listen),
@@ -262,11 +293,11 @@ fn of_job() -> Report {
                 },
                 Leftover {
                     process: process(6666, HOSTILE, &[HOSTILE]),
-                    job: Membership::Descendant,
                     sockets: Vec::new(),
                     killed: Some(Killed::Kill),
                 },
             ],
+            containers: vec![left_container(Some(HOSTILE)), left_container(None)],
             timewaits: vec![LeftTimewait {
                 transport: Transport::Tcp,
                 port: 40_000,
@@ -347,6 +378,80 @@ fn nothing_to_say_is_one_line_unless_all_is_wanted() {
     );
 }
 
+/// Who is of the job by a container alone is marked as such: it may be a guess.
+#[test]
+fn what_is_of_the_job_by_its_container_is_marked() {
+    let by = |job: Option<Membership>| {
+        let proxy = Actor {
+            job,
+            ..process(5100, "docker-proxy", &["docker-proxy"])
+        };
+        let refused = bind(
+            failed("EADDRINUSE", 98),
+            inet([0, 0, 0, 0], 8080, 20),
+            proxy.clone(),
+            None,
+        );
+        let bound = bind(ok(), inet([0, 0, 0, 0], 8081, 21), proxy, None);
+        let report = quiet(tallied(&[(at(0), bound), (at(1), refused)]));
+        let text = render(&report, &style(false, Color::Off));
+        let lines = text
+            .lines()
+            .filter(|line| line.contains("docker-proxy[5100]"));
+        let lines: Vec<_> = lines
+            .map(|line| line.split_once("docker-proxy[5100]").unwrap().1.to_owned())
+            .collect();
+        (lines, github::annotations(&report))
+    };
+    for (job, mark) in [
+        (Membership::Descendant, ""),
+        (Membership::Container, " (container created during the job)"),
+        (Membership::Label, " (container labelled for the job)"),
+    ] {
+        let (lines, annotations) = by(Some(job));
+        let [refused, bound] = &lines[..] else {
+            panic!("{lines:?}")
+        };
+        assert!(
+            refused.starts_with(&format!(" `docker-proxy`{mark}: bind on tcp4 0.0.0.0:8080")),
+            "{refused}"
+        );
+        assert!(
+            bound.starts_with(&format!(" `docker-proxy`{mark}  ")),
+            "{bound}"
+        );
+        assert!(
+            annotations.contains(&format!("`docker-proxy`{mark}: bind")),
+            "{annotations}"
+        );
+    }
+}
+
+#[test]
+fn a_container_that_is_left_behind_is_a_leak() {
+    let left = |containers| Report {
+        left_behind: Some(LeftBehind {
+            containers,
+            ..LeftBehind::default()
+        }),
+        ..of_clean_job()
+    };
+    assert!(!left(Vec::new()).has(Finding::Leak));
+    let report = left(vec![left_container(None)]);
+    assert!(report.has(Finding::Leak));
+    assert_eq!(
+        render(&report, &style(false, Color::Off))
+            .lines()
+            .take(3)
+            .collect::<Vec<_>>(),
+        [
+            "portwatch: `true` ended with exit status 0 after 1.5 s: 1 container left behind",
+            "left behind",
+            "  container 3f4e1c0a9b7d (docker, nginx:1.27), labelled for the job: docker rm -f 3f4e1c0a9b7d",
+        ]
+    );
+}
+
 #[test]
 fn what_was_not_watched_is_told() {
     let mut report = quiet(tallied(&[]));
@@ -390,8 +495,8 @@ fn annotations_are_a_line_each() {
         );
         assert!(!line.contains(['\x1b', '\r', '\u{202e}']), "{line}");
     }
-    // Two conflicts, another refusal, two processes, TIME_WAITs and a risk.
-    assert_eq!(told.lines().count(), 7);
+    // Two conflicts, another refusal, two processes and two containers, TIME_WAITs and a risk.
+    assert_eq!(told.lines().count(), 9);
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Why it was refused: from the records and what was looked up to the facts of a diagnosis.
 
+use std::time::Instant;
+
 use portwatch_common::record::{self, socket_flag};
 
 use super::conflict::{evidence_of, has_binder, is_owned};
+use super::container::{agreed, only};
 use super::convert::{address, socket, unix_address};
 use super::ledger::Tenure;
 use super::lookup::{Finding, FoundSocket, Owner, Place, Subject};
@@ -15,7 +18,7 @@ use crate::diagnose::facts::{
     Call, Facts, Held, KernelSocket, Origin, Probe, RangeUse, Sysctls, Tie,
 };
 use crate::event::{
-    Actor, Conflict, Evidence, Family, HeldSocket, Holder, Options, Ownership, Socket,
+    Actor, Conflict, Evidence, Family, HeldSocket, Holder, Options, Ownership, Publishes, Socket,
 };
 
 const TCP_TIME_WAIT: u8 = 6;
@@ -53,7 +56,7 @@ impl Attribution {
         &mut self,
         refusal: &Refusal,
         socket: Socket,
-        process: Option<&Actor>,
+        mut process: Option<&mut Actor>,
     ) -> Conflict {
         let time = self.clock.at_monotonic(refusal.time);
         let mut facts = Facts::new(refusal.call, refusal.errno, time, socket);
@@ -63,6 +66,10 @@ impl Attribution {
         {
             facts.already = address(&refusal.socket);
         }
+        if let Some(process) = process.as_deref_mut() {
+            facts.publishes = self.wanted(&facts.socket, process);
+        }
+        let process = process.as_deref();
         let found = self.conflicts.take(refusal.task.tid);
         let newcomer = Newcomer {
             refusal,
@@ -73,9 +80,6 @@ impl Attribution {
         facts.process = process.cloned();
         facts.host_netns = self.host_netns;
         facts.sysctls = self.settings(refusal);
-        facts.publishes = process.and_then(|process| {
-            (self.containers).to_publish(&facts.socket, process, std::time::Instant::now())
-        });
         facts.may_bind_low = newcomer.lacks_low_ports().then_some(false);
         facts.evidence = evidence_of(&found);
         facts.holders = (found.iter())
@@ -96,6 +100,16 @@ impl Attribution {
             facts.reached_kernel = Some(false);
         }
         diagnose::diagnose(&facts)
+    }
+
+    /// The container for which a process, a runtime's, was refused a socket. If it is the job's, so is the
+    /// process; of several that may have wanted it, the job's did.
+    fn wanted(&mut self, socket: &Socket, process: &mut Actor) -> Option<Publishes> {
+        let mut wanting = (self.containers).wanting(socket, process, false, Instant::now());
+        only(&mut wanting, |one| self.membership(&one.named).is_some());
+        let job = wanting.first().and_then(|one| self.membership(&one.named));
+        process.job = process.job.or(job);
+        agreed(wanting, socket).map(Into::into)
     }
 
     fn standing(&self, key: Key) -> Option<Standing> {
@@ -188,16 +202,18 @@ impl Attribution {
             .iter()
             .filter_map(|owner| self.actor(&owner.task))
             .collect();
-        let (ownership, processes) = match (owners, last) {
+        let (ownership, mut processes) = match (owners, last) {
             _ if !actors.is_empty() => (Some(Ownership::Verified), actors),
             (_, Some(last)) => (Some(Ownership::LastKnown), vec![last]),
             (Some(_), None) => (Some(Ownership::None), Vec::new()),
             (None, None) => (None, Vec::new()),
         };
         let told = socket(raw, &[0; 16]);
-        let publishes = self
-            .containers
-            .publishes(&told, &processes, std::time::Instant::now());
+        let publishes = (self.containers).publishes(&told, &processes, Instant::now());
+        let job = publishes.as_ref().and_then(|of| self.membership(&of.named));
+        for process in &mut processes {
+            process.job = process.job.or(job);
+        }
         let tie = self.tie(known, &processes, newcomer);
         let unit = known.iter().find_map(|owner| owner.unit.as_deref());
         Held {
@@ -213,7 +229,7 @@ impl Attribution {
                 bound_at: None,
                 expires_in_ms: None,
                 processes,
-                publishes,
+                publishes: publishes.map(Into::into),
             })
         }
     }

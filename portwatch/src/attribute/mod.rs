@@ -2,26 +2,30 @@
 //! sequence of records means.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use lru::LruCache;
 use nix::errno::Errno;
 use portwatch_common::map::QUERIES_CAPACITY;
 use portwatch_common::record::{self, kind, socket_flag};
 
 use self::conflict::Conflicts;
-use self::container::Containers;
+use self::container::{Containers, Named};
 pub use self::convert::socket;
 use self::convert::{family, requested_address, rewritten_address, same, unix_address};
 use self::ledger::Ledger;
 use self::lookup::{Answer, Ask, Lookups};
+use self::marks::Marks;
 use self::order::Order;
 use self::process::{Found, Key, Processes};
 use self::refusal::Refusal;
 use self::timewait::{Change, Timewaits};
 use crate::event::{
-    Actor, Bind, Body, Event, Family, Listen, Lost, Outcome, Phase, Release, Result, State,
-    Timewait, Transport,
+    Actor, Bind, Body, Event, Family, Listen, Lost, Membership, Outcome, Phase, Release, Result,
+    Socket, State, Timewait, Transport,
 };
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
@@ -38,6 +42,7 @@ mod explain;
 mod ledger;
 pub mod looker;
 pub mod lookup;
+pub mod marks;
 pub mod order;
 pub mod process;
 mod refusal;
@@ -47,6 +52,9 @@ mod unit;
 
 /// How long a reading of the clocks is good for.
 const CLOCK_FRESH: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How many sockets are remembered that runtimes have for containers of a job.
+const PUBLISHED: usize = 4096;
 
 /// Makes events of records.
 #[derive(Debug)]
@@ -59,6 +67,10 @@ pub struct Attribution {
     ledger: Ledger,
     conflicts: Conflicts,
     lookups: Lookups,
+    /// By what containers are known to be of the job, if one is watched.
+    marks: Option<Arc<Marks>>,
+    /// The sockets that runtimes have for containers of the job, by their addresses in the kernel.
+    published: LruCache<u64, Membership>,
     /// The refusal that is told next: its thread and time.
     next: (u32, u64),
     /// The stream is complete up to here, as far as it has come.
@@ -148,6 +160,8 @@ impl Attribution {
             ledger: Ledger::new(held),
             conflicts: Conflicts::default(),
             lookups: Lookups::new(ask),
+            marks: None,
+            published: LruCache::new(NonZeroUsize::new(PUBLISHED).unwrap_or(NonZeroUsize::MIN)),
             next: (0, 0),
             sees_all: false,
             host_netns: netns::of(Path::new("/proc"), "1"),
@@ -166,6 +180,11 @@ impl Attribution {
     /// No filter keeps binds and releases from being seen.
     pub fn sees_all(&mut self) {
         self.sees_all = true;
+    }
+
+    /// A job is watched, of which containers with these marks are as well.
+    pub fn watch(&mut self, marks: Arc<Marks>) {
+        self.marks = Some(marks);
     }
 
     /// What `/proc` told of processes that were there before.
@@ -340,11 +359,34 @@ impl Attribution {
     }
 
     fn actor(&mut self, task: &record::Task) -> Option<Actor> {
-        let containers = &mut self.containers;
+        let (containers, marks) = (&mut self.containers, &self.marks);
         self.processes
             .actor(task, self.clock, &self.proc, |reference| {
-                containers.get(reference, Instant::now())
+                let named = containers.get(reference, Instant::now());
+                let job = marks.as_ref().and_then(|marks| marks.membership(&named));
+                (named, job)
             })
+    }
+
+    /// Whether a container is of the job that is watched, and how.
+    fn membership(&self, named: &Named) -> Option<Membership> {
+        self.marks.as_ref()?.membership(named)
+    }
+
+    /// What a runtime binds for a container of the job is of the job as well, until it is released.
+    fn claim(&mut self, raw: &record::Socket, socket: &Socket, process: Option<&mut Actor>) {
+        let Some(process) = process.filter(|process| process.job.is_none()) else {
+            return;
+        };
+        if self.marks.is_none() {
+            return;
+        }
+        let wanting = (self.containers).wanting(socket, process, true, Instant::now());
+        let mut wanting = wanting.iter();
+        process.job = wanting.find_map(|one| self.membership(&one.named));
+        if let Some(job) = process.job {
+            self.published.put(raw.address, job);
+        }
     }
 
     fn bind(&mut self, bind: &record::Bind, path: &[u8]) -> Bind {
@@ -374,13 +416,14 @@ impl Attribution {
             socket.family = family(bind.requested.family);
         }
         socket.state = None;
-        let process = self.actor(&bind.task);
+        let mut process = self.actor(&bind.task);
         if bind.result == 0 {
             self.ledger.bound(bind);
+            self.claim(&bind.socket, &socket, process.as_mut());
         }
         let conflict = (bind.result < 0 && !autobind).then(|| {
             let refusal = Refusal::bind(bind, path);
-            self.explain(&refusal, socket.clone(), process.as_ref())
+            self.explain(&refusal, socket.clone(), process.as_mut())
         });
         Bind {
             result: result(bind.result),
@@ -406,10 +449,13 @@ impl Attribution {
         } else {
             socket.state = None;
         }
-        let process = self.actor(&listen.task);
+        let mut process = self.actor(&listen.task);
+        if let Some(process) = &mut process {
+            process.job = process.job.or(self.published.peek(&raw.address).copied());
+        }
         let conflict = (listen.result < 0).then(|| {
             let refusal = Refusal::listen(listen, path);
-            self.explain(&refusal, socket.clone(), process.as_ref())
+            self.explain(&refusal, socket.clone(), process.as_mut())
         });
         Listen {
             result: result(listen.result),
@@ -434,7 +480,12 @@ impl Attribution {
             None
         };
         if let Some(binder) = &mut binder {
-            binder.job = process::membership(release.binder_flags);
+            binder.job = process::membership(release.binder_flags).or(binder.job);
+        }
+        let mut process = self.actor(&release.task);
+        let published = self.published.pop(&release.socket.address);
+        for actor in [&mut binder, &mut process].into_iter().flatten() {
+            actor.job = actor.job.or(published);
         }
         let mut socket = socket(&release.socket, &release.device);
         socket.state = None;
@@ -445,7 +496,7 @@ impl Attribution {
             held_ms: seen
                 .then(|| milliseconds(release.header.time.saturating_sub(release.bound_at))),
             binder,
-            process: self.actor(&release.task),
+            process,
         }
     }
 

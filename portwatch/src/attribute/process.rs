@@ -55,6 +55,8 @@ impl Key {
 struct Known {
     process: Arc<Process>,
     container: Option<ContainerRef>,
+    /// That the container is of the job that is watched, and how.
+    job: Option<Membership>,
     /// Its ancestors, the nearest first.
     line: Vec<Key>,
     comm: (Text, Option<String>),
@@ -263,14 +265,14 @@ impl Processes {
     }
 
     /// Who a task was; nothing if it was a kernel thread or not seen. `name` gives a container its
-    /// name, which may change while its processes live. `proc` is where to look for a process that
-    /// was never heard of: its record was lost.
+    /// name, which may change while its processes live, and says whether it is of the job. `proc` is
+    /// where to look for a process that was never heard of: its record was lost.
     pub fn actor(
         &mut self,
         task: &Task,
         clock: Clock,
         proc: &Path,
-        name: impl FnOnce(&ContainerRef) -> Named,
+        name: impl FnOnce(&ContainerRef) -> (Named, Option<Membership>),
     ) -> Option<Actor> {
         if task.flags & (task_flag::KERNEL_THREAD | task_flag::UNKNOWN) != 0 || task.tgid == 0 {
             return None;
@@ -280,19 +282,21 @@ impl Processes {
             Some(known) => Some(known),
             None => self.look_for(key, proc),
         };
-        let (process, (comm, comm_hex)) = match known {
+        let (process, (comm, comm_hex), job) = match known {
             Some(known) => {
                 if let Some(reference) = &known.container {
-                    let Named { container, pod } = name(reference);
+                    let (named, job) = name(reference);
+                    let Named { container, pod, .. } = named;
+                    known.job = job;
                     let before = (known.process.container.as_ref(), &known.process.pod);
                     if before != (Some(&container), &pod) {
                         let process = Arc::make_mut(&mut known.process);
                         (process.container, process.pod) = (Some(container), pod);
                     }
                 }
-                (Arc::clone(&known.process), known.comm_of(task))
+                (Arc::clone(&known.process), known.comm_of(task), known.job)
             }
-            None => (Arc::default(), comm(&task.comm)),
+            None => (Arc::default(), comm(&task.comm), None),
         };
         Some(Actor {
             pid: task.tgid,
@@ -302,7 +306,7 @@ impl Processes {
             uid: task.uid,
             start_time: clock.at_boottime(task.start),
             gid: task.gid,
-            job: membership(task.flags),
+            job: membership(task.flags).or(job),
             process,
         })
     }
@@ -319,7 +323,7 @@ impl Processes {
             uid: known.uid,
             start_time: clock.at_boottime(key.start),
             gid: known.gid,
-            job: None,
+            job: known.job,
             process: Arc::clone(&known.process),
         })
     }
@@ -359,6 +363,7 @@ fn known(identity: &Identity) -> Known {
     Known {
         process: Arc::new(process),
         container,
+        job: None,
         line: line(identity),
         comm: comm(&identity.task.comm),
         uid: identity.task.uid,
@@ -466,6 +471,7 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
         known: Known {
             process: Arc::new(process),
             container,
+            job: None,
             line,
             comm: text(stat.comm.as_bytes()),
             uid: status.euid,
@@ -498,7 +504,7 @@ pub fn brief(
         }
         let reference = set_cgroup(&mut process, &v2, &v1);
         if let Some(reference) = reference.or_else(|| brief_by_ancestor(root, task.tgid, ppid)) {
-            let Named { container, pod } = name(&reference);
+            let Named { container, pod, .. } = name(&reference);
             (process.container, process.pod) = (Some(container), pod);
         }
     }

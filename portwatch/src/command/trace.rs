@@ -107,6 +107,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let plan = Plan {
         prepared,
         filter,
+        marks: None,
         count: options.count,
         sinks,
     };

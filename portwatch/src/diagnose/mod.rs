@@ -14,6 +14,8 @@ mod words;
 use crate::event::{Cause, Conflict};
 use facts::Facts;
 
+pub(crate) use words::phrase::remove_container;
+
 /// The cause of a refusal, with what is told of it.
 ///
 /// The holder that the cause is about comes first, whatever order the facts had them in.

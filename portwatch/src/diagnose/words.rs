@@ -2,7 +2,7 @@
 
 mod meeting;
 mod newcomer;
-mod phrase;
+pub(crate) mod phrase;
 
 use self::phrase::{
     first, in_words, is_plain, name, named, number, serves, stop_container, well_known, who,

@@ -14,7 +14,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::event::{
-    Actor, Cause, Conflict, HeldSocket, Membership, Missing, Options, Socket, Text, Time, Transport,
+    Actor, Cause, Conflict, Container, HeldSocket, Membership, Missing, Options, Pod, Socket, Text,
+    Time, Transport,
 };
 
 pub use reader::{Flaw, Source, read};
@@ -207,6 +208,8 @@ pub struct PortUse {
 pub struct LeftBehind {
     /// Processes that still ran when its first process had ended.
     pub processes: Vec<Leftover>,
+    /// Containers of the job that still ran then.
+    pub containers: Vec<LeftContainer>,
     /// TIME_WAITs that would keep the same command from its port again.
     pub timewaits: Vec<LeftTimewait>,
 }
@@ -216,8 +219,6 @@ pub struct LeftBehind {
 pub struct Leftover {
     /// The process.
     pub process: Actor,
-    /// How it belongs to the job.
-    pub job: Membership,
     /// The ports that it holds.
     pub sockets: Vec<HeldSocket>,
     /// What `--kill-leftovers` has done to it.
@@ -240,6 +241,39 @@ pub enum Killed {
     /// It could not be ended.
     #[serde(rename = "failed")]
     Failed,
+}
+
+/// A container that was left behind.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct LeftContainer {
+    /// The container.
+    pub container: Container,
+    /// The pod it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// How it belongs to the job.
+    pub job: Membership,
+    /// When it was created.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<Time>,
+    /// The ports that it publishes.
+    pub ports: Vec<LeftPort>,
+    /// What to do, in words for people.
+    pub advice: String,
+}
+
+/// A port that a container publishes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct LeftPort {
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// The address of the host; absent where the runtime's record does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The port of the host.
+    pub host_port: u16,
+    /// The port of the container.
+    pub port: u16,
 }
 
 /// TIME_WAITs on a port of the job whose dead sockets had no SO_REUSEADDR.
@@ -335,7 +369,7 @@ pub struct Mark {
 pub enum Finding {
     /// A bind or listen was refused because somebody else has the port.
     Conflict,
-    /// A process was left behind.
+    /// A process or a container was left behind.
     Leak,
     /// A port was taken by number out of the range for outgoing connections.
     FlakeRisk,
@@ -350,7 +384,7 @@ impl Report {
             Finding::Leak => self
                 .left_behind
                 .as_ref()
-                .is_some_and(|left| !left.processes.is_empty()),
+                .is_some_and(|left| !left.processes.is_empty() || !left.containers.is_empty()),
             Finding::FlakeRisk => !self.risks.is_empty(),
         }
     }

@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::bolt::{self, Bolt, Bucket};
 use super::bundle::Bundle;
-use super::file::Source;
+use super::file::{Source, be};
 use super::stores::Store;
-use super::{Answer, LOOKED_THROUGH, Named, Publication, kubernetes, text};
-use crate::event::Container;
+use super::{Answer, Kept, LOOKED_THROUGH, Life, Named, Publication, kubernetes, text, time};
+use crate::event::{Container, Time};
 
 /// The database below the root.
 const METADATA: &str = "io.containerd.metadata.v1.bolt/meta.db";
@@ -31,8 +31,8 @@ pub(super) fn container(store: &Store, id: &str) -> Answer {
     Answer::Found(Box::new(record.named(id)), Source { path, stamp })
 }
 
-/// The ports that containers publish, as nerdctl notes them in a label.
-pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
+/// The containers of all namespaces, with the ports that nerdctl notes in a label.
+pub(super) fn all(store: &Store, found: &mut Vec<Kept>) {
     let path = store.path.join(METADATA);
     let all = bolt::ask(&path, |bolt, root| {
         let namespaces = bolt.bucket(root, b"v1")?;
@@ -42,9 +42,7 @@ pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
                 continue;
             };
             for id in bolt.keys(&containers)?.into_iter().take(LOOKED_THROUGH) {
-                if let Some(record) = record_of(bolt, &containers, &id)
-                    && record.labels.contains_key(PORTS)
-                {
+                if let Some(record) = record_of(bolt, &containers, &id) {
                     all.push((String::from_utf8(namespace.clone()).ok()?, id, record));
                 }
             }
@@ -58,7 +56,11 @@ pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
         let bundle =
             (store.state.as_ref()).map(|state| state.join(BUNDLES).join(namespace).join(&id));
         let running = bundle.is_some_and(|bundle| bundle.join("init.pid").exists());
-        record.publications(&id, running, store.netns, found);
+        found.push(Kept {
+            named: record.named(&id),
+            running,
+            publications: record.publications(&id, running, store.netns),
+        });
     }
 }
 
@@ -84,6 +86,7 @@ struct Port {
 struct Record {
     image: String,
     labels: BTreeMap<String, String>,
+    created: Option<Time>,
 }
 
 impl Record {
@@ -102,23 +105,22 @@ impl Record {
                 labels: self.labels.clone(),
             },
             pod,
+            life: Life {
+                created: self.created,
+                running_since: None,
+            },
         }
     }
 
-    fn publications(
-        &self,
-        id: &str,
-        running: bool,
-        netns: Option<u32>,
-        found: &mut Vec<Publication>,
-    ) {
+    fn publications(&self, id: &str, running: bool, netns: Option<u32>) -> Vec<Publication> {
         let ports = self
             .labels
             .get(PORTS)
             .map(String::as_str)
             .unwrap_or_default();
         let ports: Vec<Port> = serde_json::from_str(ports).unwrap_or_default();
-        found.extend(ports.into_iter().map(|port| Publication {
+        let ports = ports.into_iter();
+        let publication = |port: Port| Publication {
             named: self.named(id),
             protocol: port.protocol,
             host_address: port.host_ip.parse::<IpAddr>().ok(),
@@ -127,12 +129,13 @@ impl Record {
             addresses: Vec::new(),
             netns,
             running,
-        }));
+        };
+        ports.map(publication).collect()
     }
 }
 
 /// Bucket `v1` has one for each namespace, with one of `containers`, with one for each container, with its
-/// `image` and one of `labels`.
+/// `image`, its `createdat` and one of `labels`.
 fn record(bolt: &Bolt, root: &Bucket, id: &[u8]) -> Option<Record> {
     let namespaces = bolt.bucket(root, b"v1")?;
     (namespaces_of(bolt, &namespaces)?.iter())
@@ -166,7 +169,25 @@ fn record_of(bolt: &Bolt, containers: &Bucket, id: &[u8]) -> Option<Record> {
     Some(Record {
         image: bolt.value(&of, b"image").and_then(text).unwrap_or_default(),
         labels: pairs.collect(),
+        created: bolt
+            .value(&of, b"createdat")
+            .and_then(|time| go_time(&time)),
     })
+}
+
+/// A point in time as `Time.MarshalBinary` of Go writes it: the version, seconds since the year 1,
+/// nanoseconds, and where it was, which does not change the moment.
+fn go_time(bytes: &[u8]) -> Option<Time> {
+    /// From there to 1970.
+    const EPOCH: i64 = 62_135_596_800;
+
+    if !matches!(bytes.first(), Some(1 | 2)) {
+        return None;
+    }
+    let seconds = be::<8>(bytes, 1)?.cast_signed().checked_sub(EPOCH)?;
+    let nanoseconds = i64::try_from(be::<4>(bytes, 9)?).ok()?;
+    let time = seconds.checked_mul(1_000_000_000)?;
+    time.checked_add(nanoseconds).map(Time)
 }
 
 /// By the annotations of its bundle, where the database does not have it.
@@ -206,5 +227,9 @@ pub(super) fn of_bundle(runtime: &str, id: &str, bundle: &Bundle) -> Named {
             labels: serde_json::from_str(labels).unwrap_or_default(),
         },
         pod,
+        life: Life {
+            created: time(bundle.annotation(&["io.kubernetes.cri-o.Created"])),
+            running_since: None,
+        },
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::file::{Content, Source, read};
 use super::stores::Store;
-use super::{Answer, LOOKED_THROUGH, Named, Publication, kubernetes, text};
+use super::{Answer, Kept, LOOKED_THROUGH, Life, Named, Publication, kubernetes, text, time};
 use crate::event::Container;
 
 /// The name, image and labels of a container below a data root.
@@ -25,8 +25,8 @@ pub(super) fn container(data_root: &Path, id: &str) -> Answer {
     }
 }
 
-/// The ports that the containers of a daemon publish, or would if they ran.
-pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
+/// The containers of a daemon.
+pub(super) fn all(store: &Store, found: &mut Vec<Kept>) {
     let Ok(entries) = std::fs::read_dir(store.path.join("containers")) else {
         return;
     };
@@ -46,7 +46,11 @@ pub(super) fn publications(store: &Store, found: &mut Vec<Publication>) {
                 _ => None,
             };
             let bindings = bindings.and_then(|host| host.bindings);
-            found.extend(record.publications(bindings, store.netns));
+            found.push(Kept {
+                named: record.named(),
+                running: record.is_running(),
+                publications: record.publications(bindings, store.netns),
+            });
         }
     }
 }
@@ -76,6 +80,8 @@ struct Record {
     id: String,
     #[serde(rename = "Name")]
     name: Option<String>,
+    #[serde(rename = "Created")]
+    created: Option<String>,
     #[serde(rename = "Config")]
     config: Option<Config>,
     #[serde(rename = "State")]
@@ -96,6 +102,8 @@ struct Config {
 struct State {
     #[serde(rename = "Running", default)]
     running: bool,
+    #[serde(rename = "StartedAt")]
+    started: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -146,6 +154,20 @@ impl Record {
             // With cri-dockerd.
             pod: kubernetes::pod(&container.labels),
             container,
+            life: self.life(),
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.running)
+    }
+
+    fn life(&self) -> Life {
+        let started = self.state.as_ref().filter(|state| state.running);
+        let started = started.and_then(|state| state.started.as_deref());
+        Life {
+            created: self.created.as_deref().and_then(time),
+            running_since: started.and_then(time),
         }
     }
 
@@ -166,7 +188,7 @@ impl Record {
 
     /// What it publishes while it runs; what it is to publish (`bindings`), while it does not.
     fn publications(&self, bindings: Option<Ports>, netns: Option<u32>) -> Vec<Publication> {
-        let running = self.state.as_ref().is_some_and(|state| state.running);
+        let running = self.is_running();
         let network = self.network.as_ref();
         let addresses: Vec<IpAddr> = (network.iter())
             .flat_map(|network| network.networks.iter().flatten())

@@ -11,7 +11,7 @@ use super::bolt::{self, Bolt, Bucket};
 use super::file::{Source, Stamp};
 use super::sqlite::{self, Sqlite};
 use super::stores::Store;
-use super::{Answer, LOOKED_THROUGH, Named, Publication, text};
+use super::{Answer, Kept, LOOKED_THROUGH, Life, Named, Publication, text, time};
 use crate::event::{Container, Pod};
 
 /// `ContainerStateRunning` of libpod/define.
@@ -28,13 +28,20 @@ pub(super) fn container(store: &Path, id: &str) -> Answer {
     }
 }
 
-/// The ports that the containers of a storage, or one of them, publish, or would if they ran.
-pub(super) fn publications(store: &Store, id: Option<&str>, found: &mut Vec<Publication>) {
+/// The containers of a storage, or one of them.
+pub(super) fn all(store: &Store, id: Option<&str>, found: &mut Vec<Kept>) {
     let Some((records, _)) = ask(&store.path, id) else {
         return;
     };
+    let mut room = LOOKED_THROUGH;
     for record in records {
-        record.publications(store.netns, found);
+        let publications = record.publications(store.netns, room);
+        room -= publications.len();
+        found.push(Kept {
+            named: record.named(),
+            running: record.is_running(),
+            publications,
+        });
     }
 }
 
@@ -42,7 +49,7 @@ pub(super) fn publications(store: &Store, id: Option<&str>, found: &mut Vec<Publ
 struct Record {
     config: Config,
     pod: Option<PodConfig>,
-    running: bool,
+    state: Option<State>,
 }
 
 /// What was given when it was made.
@@ -55,6 +62,8 @@ struct Config {
     #[serde(rename = "rootfsImageName", default)]
     image: String,
     labels: Option<BTreeMap<String, String>>,
+    #[serde(rename = "createdTime")]
+    created: Option<String>,
     #[serde(rename = "newPortMappings")]
     ports: Option<Vec<Mapping>>,
 }
@@ -82,6 +91,8 @@ struct PodConfig {
 #[derive(Deserialize)]
 struct State {
     state: i64,
+    #[serde(rename = "startedTime")]
+    started: Option<String>,
 }
 
 impl Record {
@@ -101,18 +112,34 @@ impl Record {
                 uid: text(&pod.id),
                 container: None,
             }),
+            life: self.life(),
         }
     }
 
-    fn publications(&self, netns: Option<u32>, found: &mut Vec<Publication>) {
+    fn is_running(&self) -> bool {
+        (self.state.as_ref()).is_some_and(|state| state.state == RUNNING)
+    }
+
+    fn life(&self) -> Life {
+        let started = self.state.as_ref().filter(|_| self.is_running());
+        let started = started.and_then(|state| state.started.as_deref());
+        Life {
+            created: self.config.created.as_deref().and_then(time),
+            running_since: started.and_then(time),
+        }
+    }
+
+    /// As many as there is room for.
+    fn publications(&self, netns: Option<u32>, room: usize) -> Vec<Publication> {
+        let mut found = Vec::new();
         for mapping in self.config.ports.iter().flatten() {
             for (offset, protocol) in (0..mapping.range.max(1))
                 .flat_map(|n| mapping.protocol.split(',').map(move |p| (n, p)))
             {
                 let ports = (mapping.host_port.checked_add(offset))
                     .zip(mapping.container_port.checked_add(offset));
-                let (Some((host_port, port)), true) = (ports, found.len() < LOOKED_THROUGH) else {
-                    return;
+                let (Some((host_port, port)), true) = (ports, found.len() < room) else {
+                    return found;
                 };
                 found.push(Publication {
                     named: self.named(),
@@ -122,10 +149,11 @@ impl Record {
                     port,
                     addresses: Vec::new(),
                     netns,
-                    running: self.running,
+                    running: self.is_running(),
                 });
             }
         }
+        found
     }
 }
 
@@ -167,16 +195,12 @@ fn from_bolt(bolt: &Bolt, root: &Bucket, id: Option<&str>) -> Option<Vec<Record>
     let records = ids.iter().take(LOOKED_THROUGH).filter_map(|id| {
         let of = bolt.bucket(&containers, id)?;
         let config: Config = json(&bolt.value(&of, b"config")?)?;
-        let state: Option<State> = bolt.value(&of, b"state").and_then(|state| json(&state));
+        let state = bolt.value(&of, b"state").and_then(|state| json(&state));
         let pod = (config.pod.as_deref()).and_then(|id| {
             let of = bolt.bucket(pods.as_ref()?, id.as_bytes())?;
             json(&bolt.value(&of, b"config")?)
         });
-        Some(Record {
-            config,
-            pod,
-            running: state.is_some_and(|state| state.state == RUNNING),
-        })
+        Some(Record { config, pod, state })
     });
     Some(records.collect())
 }
@@ -195,7 +219,7 @@ fn from_sqlite(sqlite: &Sqlite, id: Option<&str>) -> Vec<Record> {
             records.push(Record {
                 config,
                 pod: None,
-                running: false,
+                state: None,
             });
         }
         (records.len() >= id.map_or(LOOKED_THROUGH, |_| 1)).then_some(())
@@ -205,8 +229,7 @@ fn from_sqlite(sqlite: &Sqlite, id: Option<&str>) -> Vec<Record> {
         let mut of = records.iter_mut();
         if let Some(record) = of.find(|record| record.config.id.as_bytes() == id) {
             // The column `State` keeps what it was when the container was made.
-            let state: Option<State> = row.last()?.bytes().and_then(json);
-            record.running = state.is_some_and(|state| state.state == RUNNING);
+            record.state = row.last()?.bytes().and_then(json);
         }
         None::<()>
     });

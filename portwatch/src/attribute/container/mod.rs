@@ -27,12 +27,12 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 pub use ancestor::by_ancestor;
-pub use publish::Publication;
+pub use publish::{NamedPort, Publication, agreed, only};
 
 use self::file::Source;
 use self::stores::Stores;
 use super::cgroup::{ContainerRef, is_containerd_id, is_id};
-use crate::event::{Container, Pod};
+use crate::event::{Container, Pod, Time};
 
 /// How many containers are kept in mind.
 const CAPACITY: usize = 256;
@@ -44,23 +44,46 @@ const FRESH: Duration = Duration::from_secs(1);
 /// nothing else be done.
 const MISSED: Duration = Duration::from_millis(5);
 
-/// A container by name, and the pod it is in.
+/// A container by name, the pod it is in, and what its record tells of its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// The container.
     pub container: Container,
     /// Its pod, of Kubernetes or podman.
     pub pod: Option<Pod>,
+    /// Its life.
+    pub life: Life,
 }
 
 impl From<Container> for Named {
-    /// One that is in no pod.
+    /// One that is in no pod, and of which no more is known.
     fn from(container: Container) -> Self {
         Self {
             container,
             pod: None,
+            life: Life::default(),
         }
     }
+}
+
+/// What the record of a container tells of its life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Life {
+    /// When it was created.
+    pub created: Option<Time>,
+    /// Since when it runs: none of one that does not, or whose record does not tell.
+    pub running_since: Option<Time>,
+}
+
+/// A container as its runtime keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Which.
+    pub named: Named,
+    /// Whether it runs.
+    pub running: bool,
+    /// The ports that it publishes, or would if it ran.
+    pub publications: Vec<Publication>,
 }
 
 /// The containers of a host, by the records of their runtimes.
@@ -174,6 +197,13 @@ impl Containers {
         named
     }
 
+    /// The containers of all runtimes that keep them in files, as they are now.
+    pub fn all(&mut self, now: Instant) -> Vec<Kept> {
+        let (root, docker_data) = (&self.root, self.docker_data.as_deref());
+        let stores = (self.stores).refresh(now, Duration::ZERO, || Stores::of(root, docker_data));
+        stores.all()
+    }
+
     fn read(&mut self, reference: &ContainerRef, now: Instant) -> Answer {
         // The id becomes part of a path; those of containerd may be names.
         let usable = match reference.runtime {
@@ -253,6 +283,12 @@ fn just_id(reference: &ContainerRef) -> Container {
         image: None,
         labels: BTreeMap::new(),
     }
+}
+
+/// A point in time as the runtimes write it (RFC 3339). Go's zero, the year 1, is none.
+fn time(text: &str) -> Option<Time> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    i64::try_from(time.as_nanosecond()).ok().map(Time)
 }
 
 /// The text, unless it is empty.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::proxy::Proxy;
 use super::stores::{Stores, below};
-use super::{Containers, FRESH, MISSED, Named, containerd, docker, libpod};
+use super::{Containers, FRESH, Kept, MISSED, Named, containerd, docker, libpod};
 use crate::attribute::cgroup::{ContainerRef, is_id};
 use crate::attribute::process;
 use crate::event::{Actor, Address, Publishes, Socket, Transport};
@@ -34,6 +34,25 @@ pub struct Publication {
     pub netns: Option<u32>,
     /// Whether the container runs. Of one that does not, it is what it is to publish.
     pub running: bool,
+}
+
+/// A port of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPort {
+    /// The container.
+    pub named: Named,
+    /// The port, if that is known.
+    pub port: Option<u16>,
+}
+
+impl From<NamedPort> for Publishes {
+    fn from(of: NamedPort) -> Self {
+        Self {
+            container: of.named.container,
+            pod: of.named.pod,
+            port: of.port,
+        }
+    }
 }
 
 impl Containers {
@@ -72,7 +91,7 @@ impl Containers {
         socket: &Socket,
         processes: &[Actor],
         now: Instant,
-    ) -> Option<Publishes> {
+    ) -> Option<NamedPort> {
         processes.iter().find_map(|actor| {
             let proxy = Proxy::of(actor)?;
             // A container that went a moment ago may have published the same port.
@@ -84,16 +103,19 @@ impl Containers {
         })
     }
 
-    /// The port of a container that a process was refused a socket for, if it is a container runtime's and
-    /// there is no doubt which one.
-    pub fn to_publish(
+    /// The containers for which a process may have wanted a socket, if it is a container runtime's:
+    /// those that do not run, and where it was `granted` those that do by now.
+    pub fn wanting(
         &mut self,
         socket: &Socket,
         process: &Actor,
+        granted: bool,
         now: Instant,
-    ) -> Option<Publishes> {
-        let proxy = Proxy::of(process)?;
-        let is = |one: &Publication| !one.running && one.is_of(&proxy, socket);
+    ) -> Vec<Publication> {
+        let Some(proxy) = Proxy::of(process) else {
+            return Vec::new();
+        };
+        let is = |one: &Publication| (granted || !one.running) && one.is_of(&proxy, socket);
         // What was read a moment ago may not have the container yet: its runtime tells where it is.
         let ancestors = process
             .process
@@ -110,11 +132,7 @@ impl Containers {
             of = self.look(now, is);
         }
         only(&mut of, |publication| publication.is_named(process));
-        let container = &of.first()?.named.container;
-        if of.iter().any(|other| other.named.container != *container) {
-            return None;
-        }
-        best(of, socket)
+        of
     }
 
     /// By the container that the process itself tells, and what its record says by now.
@@ -124,7 +142,7 @@ impl Containers {
         actor: &Actor,
         proxy: &Proxy,
         now: Instant,
-    ) -> Option<Publishes> {
+    ) -> Option<NamedPort> {
         let (_, host_port) = inet(socket)?;
         let protocol = protocol(socket.transport.as_ref()?)?;
         let mut mapped = None;
@@ -149,18 +167,17 @@ impl Containers {
         let mut recorded = Vec::new();
         for store in &self.stores.found.storage {
             for candidate in &candidates {
-                libpod::publications(store, Some(&candidate.id), &mut recorded);
+                libpod::all(store, Some(&candidate.id), &mut recorded);
             }
         }
         let is = |one: &Publication| one.host_port == host_port && one.protocol == protocol;
-        let (Named { container, pod }, port) = match recorded.into_iter().find(is) {
-            Some(publication) => (publication.named, Some(publication.port)),
-            None => (first, mapped),
-        };
-        Some(Publishes {
-            container,
-            pod,
-            port,
+        let mut recorded = recorded.into_iter().flat_map(|kept| kept.publications);
+        Some(match recorded.find(is) {
+            Some(publication) => publication.into(),
+            None => NamedPort {
+                named: first,
+                port: mapped,
+            },
         })
     }
 
@@ -208,19 +225,25 @@ fn podman(id: &str) -> Vec<ContainerRef> {
 }
 
 impl Stores {
-    /// The ports that all their containers publish, or would if they ran.
-    fn publications(&self) -> Vec<Publication> {
+    /// All their containers.
+    pub(super) fn all(&self) -> Vec<Kept> {
         let mut found = Vec::new();
         for store in &self.docker {
-            docker::publications(store, &mut found);
+            docker::all(store, &mut found);
         }
         for store in &self.storage {
-            libpod::publications(store, None, &mut found);
+            libpod::all(store, None, &mut found);
         }
         for store in &self.containerd {
-            containerd::publications(store, &mut found);
+            containerd::all(store, &mut found);
         }
         found
+    }
+
+    /// The ports that these publish, or would if they ran.
+    fn publications(&self) -> Vec<Publication> {
+        let all = self.all().into_iter();
+        all.flat_map(|kept| kept.publications).collect()
     }
 }
 
@@ -282,17 +305,31 @@ impl Publication {
     }
 }
 
+impl From<Publication> for NamedPort {
+    fn from(publication: Publication) -> Self {
+        Self {
+            named: publication.named,
+            port: Some(publication.port),
+        }
+    }
+}
+
+/// The one for which a socket is wanted, if there is no doubt which one.
+#[must_use]
+pub fn agreed(wanting: Vec<Publication>, socket: &Socket) -> Option<NamedPort> {
+    let container = &wanting.first()?.named.container;
+    if (wanting.iter()).any(|other| other.named.container != *container) {
+        return None;
+    }
+    best(wanting, socket)
+}
+
 /// The one on the very address of a socket, else another.
-fn best(of: Vec<Publication>, socket: &Socket) -> Option<Publishes> {
+fn best(of: Vec<Publication>, socket: &Socket) -> Option<NamedPort> {
     let address = inet(socket).map(|(address, _)| address);
-    let best = of
-        .into_iter()
-        .min_by_key(|one| one.host_address != address)?;
-    Some(Publishes {
-        container: best.named.container,
-        pod: best.named.pod,
-        port: Some(best.port),
-    })
+    let of = of.into_iter();
+    of.min_by_key(|one| one.host_address != address)
+        .map(Into::into)
 }
 
 /// The address and port of a socket that has such.
@@ -304,7 +341,7 @@ fn inet(socket: &Socket) -> Option<(IpAddr, u16)> {
 }
 
 /// Leaves those that are, if there are some.
-fn only(of: &mut Vec<Publication>, are: impl Fn(&Publication) -> bool) {
+pub fn only(of: &mut Vec<Publication>, are: impl Fn(&Publication) -> bool) {
     if of.iter().any(&are) {
         of.retain(are);
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::bundle::Bundle;
 use super::file::{Content, Source, read};
-use super::{Answer, containerd, just_id, text};
+use super::{Answer, Life, Named, containerd, just_id, text, time};
 use crate::attribute::cgroup::ContainerRef;
 use crate::event::Container;
 
@@ -43,7 +43,15 @@ pub(super) fn container(store: &Path, reference: &ContainerRef) -> Answer {
             image: text(&metadata.image_name.unwrap_or_default()),
             ..just_id(reference)
         };
-        return Answer::Found(Box::new(container.into()), Source { path, stamp });
+        let life = Life {
+            created: record.created.as_deref().and_then(time),
+            running_since: None,
+        };
+        let named = Named {
+            life,
+            ..container.into()
+        };
+        return Answer::Found(Box::new(named), Source { path, stamp });
     }
     answer
 }
@@ -64,6 +72,7 @@ pub(super) fn of_cri_o(store: &Path, id: &str) -> Answer {
 struct Record {
     id: String,
     names: Option<Vec<String>>,
+    created: Option<String>,
     /// JSON in a string.
     metadata: Option<String>,
 }

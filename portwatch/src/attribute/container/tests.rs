@@ -62,12 +62,26 @@ impl Host {
         self.now += Duration::from_millis(milliseconds);
     }
 
+    /// What is known of a container, but for its life.
     fn named(&mut self, runtime: &'static str, id: &str) -> Named {
-        self.containers.get(&reference(runtime, id), self.now)
+        lifeless(self.containers.get(&reference(runtime, id), self.now))
+    }
+
+    /// When it was created, and since when it runs.
+    fn life(&mut self, runtime: &'static str, id: &str) -> [Option<String>; 2] {
+        let life = self.containers.get(&reference(runtime, id), self.now).life;
+        [life.created, life.running_since].map(|time| time.map(|time| time.to_string()))
     }
 
     fn get(&mut self, runtime: &'static str, id: &str) -> Container {
         self.named(runtime, id).container
+    }
+}
+
+fn lifeless(named: Named) -> Named {
+    Named {
+        life: Life::default(),
+        ..named
     }
 }
 
@@ -546,7 +560,7 @@ fn who_publishes_what_a_proxy_holds() {
         let seen = host
             .containers
             .publishes(&socket, &[actor("/bin/sh"), actor(&line)], host.now);
-        assert_eq!(seen, expected, "of {line} on {port}");
+        assert_eq!(seen.map(Into::into), expected, "of {line} on {port}");
     }
     let daemon = [actor("/usr/sbin/dockerd")];
     for (socket, why) in [
@@ -575,7 +589,7 @@ fn a_port_of_two_daemons() {
         let line = format!("docker-proxy -container-ip {address} -container-port 80");
         [actor(&line)]
     };
-    let names = |found: Option<Publishes>| found.and_then(|found| found.container.name);
+    let names = |found: Option<NamedPort>| found.and_then(|found| found.named.container.name);
     let (first, second) = (proxy("172.18.0.2"), proxy("172.18.0.3"));
     let seen = host.containers.publishes(&socket, &first, host.now);
     assert_eq!(names(seen).as_deref(), Some("shop-web-1"));

@@ -26,6 +26,7 @@ use super::prepare::Prepared;
 use crate::attribute::Attribution;
 use crate::attribute::looker::Looker;
 use crate::attribute::lookup::{self, Answer, Ask, Question};
+use crate::attribute::marks::Marks;
 use crate::attribute::process::{self, Found};
 use crate::event::Event;
 use crate::filter::Filter;
@@ -54,6 +55,8 @@ pub struct Plan {
     pub prepared: Prepared,
     /// What is wanted.
     pub filter: Filter,
+    /// By what containers are known to be of the job that is watched, if one is.
+    pub marks: Option<Arc<Marks>>,
     /// After how many events to end.
     pub count: Option<u64>,
     /// Where to.
@@ -168,6 +171,9 @@ pub fn start(plan: Plan) -> anyhow::Result<Running> {
     let mut attribution = Attribution::new(&prepared.snapshot.held, ask);
     if plan.filter.in_kernel() & !bit::UNIX == 0 {
         attribution.sees_all();
+    }
+    if let Some(marks) = plan.marks {
+        attribution.watch(marks);
     }
     let mut left = prepared.snapshot.processes();
     for found in &prepared.found {

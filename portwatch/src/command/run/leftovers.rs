@@ -8,18 +8,23 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use crate::attribute::container::Kept;
+use crate::attribute::marks::Marks;
 use crate::command::list::{Actors, listed};
 use crate::command::why::settings;
-use crate::event::{HeldSocket, Membership, Transport};
+use crate::diagnose::remove_container;
+use crate::event::{Actor, HeldSocket, Membership, Transport};
 use crate::kernel::netns;
 use crate::kernel::sockets::{self, Owned, Scope, Sockets, task_of};
-use crate::report::{Killed, LeftBehind, LeftTimewait, Leftover, Tally};
+use crate::report::{Killed, LeftBehind, LeftContainer, LeftPort, LeftTimewait, Leftover, Tally};
 
 /// How long a process may take to end once the job's first one has: what ends meanwhile was not left
 /// behind.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How many processes are looked at.
+/// How many processes are looked at, and how many containers told of.
 const MOST: usize = 1000;
+/// How often it is looked for what was started meanwhile while leftovers are ended.
+const ROUNDS: usize = 5;
 
 /// A process that is still there.
 pub(super) struct Alive {
@@ -105,9 +110,15 @@ pub(super) fn alive(members: &BTreeMap<u32, u64>) -> Vec<Alive> {
     wait(alive.collect(), SETTLE)
 }
 
-/// What is left of the job, and what it did in namespaces that can still be looked at. Nothing is
-/// looked up that nobody needs: there may be many sockets.
-pub(super) fn look(alive: &[Alive], tally: &mut Tally) -> LeftBehind {
+/// What is left of the job, and what it did in namespaces that can still be looked at. Sockets, of which
+/// there may be many, are not looked at where nobody needs them.
+pub(super) fn look(alive: &[Alive], marks: &Marks, tally: &mut Tally) -> LeftBehind {
+    let mut actors = Actors::default();
+    let all = actors.containers.all(Instant::now());
+    let containers = all
+        .into_iter()
+        .filter_map(|kept| left_container(kept, marks));
+    let containers = containers.take(MOST).collect();
     let own = netns::own();
     let fixed: Vec<_> = tally.bound_by_number().collect();
     let strict: BTreeSet<_> = fixed
@@ -117,20 +128,27 @@ pub(super) fn look(alive: &[Alive], tally: &mut Tally) -> LeftBehind {
         .collect();
     let elsewhere = fixed.iter().any(|port| port.netns != own);
     if alive.is_empty() && strict.is_empty() && !elsewhere {
-        return LeftBehind::default();
+        return LeftBehind {
+            containers,
+            ..LeftBehind::default()
+        };
     }
     let sockets = sockets::all(Scope::Bound);
     for (netns, seen) in &sockets.namespaces {
         tally.settle(*netns, settings(Some(seen)));
     }
-    let mut actors = Actors::default();
-    let processes = alive
-        .iter()
-        .filter_map(|one| leftover(one, &sockets, &mut actors));
     LeftBehind {
-        processes: processes.collect(),
+        processes: leftovers(alive, &sockets, &mut actors),
+        containers,
         timewaits: timewaits(&sockets, &strict),
     }
+}
+
+fn leftovers(alive: &[Alive], sockets: &Sockets, actors: &mut Actors) -> Vec<Leftover> {
+    let alive = alive.iter();
+    alive
+        .filter_map(|one| leftover(one, sockets, actors))
+        .collect()
 }
 
 fn leftover(one: &Alive, sockets: &Sockets, actors: &mut Actors) -> Option<Leftover> {
@@ -148,10 +166,38 @@ fn leftover(one: &Alive, sockets: &Sockets, actors: &mut Actors) -> Option<Lefto
         .map(|owned| listed(owned, None, false, actors).socket)
         .collect();
     Some(Leftover {
-        process: actors.actor(&task),
-        job: Membership::Descendant,
+        process: Actor {
+            job: Some(Membership::Descendant),
+            ..actors.actor(&task)
+        },
         sockets: held,
         killed: None,
+    })
+}
+
+/// A container, if the job leaves it behind.
+fn left_container(kept: Kept, marks: &Marks) -> Option<LeftContainer> {
+    let job = marks.left(&kept.named).filter(|_| kept.running)?;
+    let mut ports = Vec::new();
+    for publication in kept.publications {
+        let port = LeftPort {
+            protocol: publication.protocol,
+            address: publication.host_address,
+            host_port: publication.host_port,
+            port: publication.port,
+        };
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    let named = kept.named;
+    Some(LeftContainer {
+        advice: remove_container(&named.container, named.pod.as_ref()),
+        container: named.container,
+        pod: named.pod,
+        job,
+        created: named.life.created,
+        ports,
     })
 }
 
@@ -176,8 +222,32 @@ fn timewaits(sockets: &Sockets, strict: &BTreeSet<(u32, u16)>) -> Vec<LeftTimewa
     sums.into_iter().map(told).collect()
 }
 
-/// Ends what is left: SIGTERM, and SIGKILL to those that still run when the time is up.
-pub(super) fn kill(alive: Vec<Alive>, grace: Duration, left: &mut LeftBehind) {
+/// Ends what is left, and what that starts meanwhile.
+pub(super) fn end(
+    mut alive: Vec<Alive>,
+    members: impl Fn() -> BTreeMap<u32, u64>,
+    grace: Duration,
+    left: &mut LeftBehind,
+) {
+    // One that could not be ended is told of once, and left alone.
+    let mut known = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        known.extend(alive.iter().map(|one| (one.pid, one.start)));
+        kill(alive, grace, left);
+        let mut new = members();
+        new.retain(|pid, start| !known.contains(&(*pid, *start)));
+        alive = self::alive(&new);
+        if alive.is_empty() {
+            return;
+        }
+        let sockets = sockets::all(Scope::Bound);
+        let more = leftovers(&alive, &sockets, &mut Actors::default());
+        left.processes.extend(more);
+    }
+}
+
+/// SIGTERM, and SIGKILL to those that still run when the time is up.
+fn kill(alive: Vec<Alive>, grace: Duration, left: &mut LeftBehind) {
     let mut fates = BTreeMap::new();
     let mut asked = Vec::new();
     for one in alive {
@@ -203,6 +273,7 @@ pub(super) fn kill(alive: Vec<Alive>, grace: Duration, left: &mut LeftBehind) {
         fates.insert(one.pid, Killed::Failed);
     }
     for leftover in &mut left.processes {
-        leftover.killed = fates.get(&leftover.process.pid).copied();
+        let fate = fates.get(&leftover.process.pid).copied();
+        leftover.killed = leftover.killed.or(fate);
     }
 }

@@ -28,8 +28,10 @@ use super::options::{FilterOptions, Format, KernelOptions, When};
 use super::pipeline::{self, Plan, Running, Screen, Sinks};
 use super::prepare::{self, prepare};
 use super::value;
+use crate::attribute::marks::Marks;
 use crate::event::{Event, text};
 use crate::filter::{self, Filter};
+use crate::kernel::clock::{self, Clock};
 use crate::kernel::support;
 use crate::kernel::tree::Tree;
 use crate::report::{Finding, Job, LeftBehind, Report, Tally};
@@ -37,8 +39,6 @@ use crate::sink::escape::escape;
 
 /// Exit status of a job that succeeded, and had a finding that it is to fail for.
 const FOUND: u8 = 99;
-/// How often it is looked for what was started meanwhile while leftovers are ended.
-const ROUNDS: usize = 5;
 
 /// The options of `run`.
 #[derive(Debug, Args)]
@@ -132,6 +132,8 @@ struct OutputOptions {
 struct Watch {
     running: Running,
     tree: Tree,
+    /// By what its containers are known.
+    marks: Arc<Marks>,
 }
 
 /// How the job went.
@@ -256,6 +258,7 @@ fn watch(
     let plan = Plan {
         prepared,
         filter: filter.clone(),
+        marks: None,
         count: None,
         sinks: Sinks {
             screen: Screen::Nothing,
@@ -277,10 +280,18 @@ async fn supervise(
 ) -> anyhow::Result<std::io::Result<Went>> {
     let mut signals = Signals::new(signals).context("cannot wait for signals")?;
     let mut watch = match plan {
-        Some((plan, tree)) => Some(Watch {
-            running: pipeline::start(plan)?,
-            tree,
-        }),
+        Some((plan, tree)) => {
+            let marks = Arc::new(marks());
+            let plan = Plan {
+                marks: Some(Arc::clone(&marks)),
+                ..plan
+            };
+            Some(Watch {
+                running: pipeline::start(plan)?,
+                tree,
+                marks,
+            })
+        }
         None => None,
     };
     let begin = Instant::now();
@@ -301,6 +312,13 @@ async fn supervise(
         None => None,
     };
     Ok(Ok(Went { fate, took, left }))
+}
+
+/// By what containers of a job are known that begins now.
+fn marks() -> Marks {
+    let now = Clock::now().at_monotonic(clock::monotonic());
+    let folder = std::env::current_dir().ok();
+    Marks::new(now, folder.as_deref(), |name| std::env::var(name).ok())
 }
 
 /// Waits for the job's first process, and passes on what is sent to portwatch and meant for it.
@@ -342,19 +360,9 @@ async fn end(watch: Watch, options: &Options, tally: &Mutex<Tally>) -> LeftBehin
         tell(&format!("watching the job ended early: {error:#}"));
     }
     let alive = leftovers::alive(&watch.tree.members());
-    let mut left = leftovers::look(&alive, &mut tally());
+    let mut left = leftovers::look(&alive, &watch.marks, &mut tally());
     if options.kill_leftovers {
-        let mut alive = alive;
-        for _ in 0..ROUNDS {
-            if alive.is_empty() {
-                break;
-            }
-            leftovers::kill(alive, options.grace, &mut left);
-            // What they have started meanwhile.
-            alive = leftovers::alive(&watch.tree.members());
-            left.processes
-                .extend(leftovers::look(&alive, &mut tally()).processes);
-        }
+        leftovers::end(alive, || watch.tree.members(), options.grace, &mut left);
     }
     drop(side);
     left

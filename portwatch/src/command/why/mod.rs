@@ -233,7 +233,8 @@ fn holder(owned: &Owned, sockets: &Sockets, actors: &mut Actors) -> Held {
     let row = listed(owned, seen, sockets.is_complete(owned.socket.netns), actors);
     let publishes = actors
         .containers
-        .publishes(&row.socket.socket, &row.processes, Instant::now());
+        .publishes(&row.socket.socket, &row.processes, Instant::now())
+        .map(Into::into);
     let kernel = row.socket.socket.kernel;
     let mut held = Held::from(Holder {
         socket: row.socket,

@@ -63,22 +63,52 @@ pub(super) fn stop_container(container: &Container, pod: Option<&Pod>) -> String
     if let Some(stop) = pod.and_then(stop_pod) {
         return stop;
     }
-    let short: String = container.id.chars().take(12).collect();
+    let Some((client, handle)) = client(container) else {
+        return format!("stop {}", named(container, pod));
+    };
+    let stop = match client {
+        "ctr" => "tasks kill",
+        _ => "stop",
+    };
+    let short = short(container);
+    let name = container.name.as_deref().unwrap_or(&short);
+    format!("stop container {name} ({client} {stop} {handle})")
+}
+
+/// How a container is taken away, whether it runs or not: a command where there is one.
+pub(crate) fn remove_container(container: &Container, pod: Option<&Pod>) -> String {
+    match (client(container), pod) {
+        // Podman's containers of a pod are taken away with it.
+        (Some(("podman", _)), Some(pod)) if is_plain(&pod.name) => {
+            format!("podman pod rm -f {}", pod.name)
+        }
+        (Some((client @ ("docker" | "podman" | "nerdctl"), handle)), _) => {
+            format!("{client} rm -f {handle}")
+        }
+        _ => stop_container(container, pod),
+    }
+}
+
+/// The program that knows a container, and what it is to that: its name, or the beginning of its id.
+fn client(container: &Container) -> Option<(&'static str, String)> {
+    let short = short(container);
     let name = container.name.as_deref();
-    let handle = name.filter(|name| is_plain(name));
-    let by = match &*container.runtime {
-        runtime @ ("docker" | "podman") => format!("{runtime} stop {}", handle.unwrap_or(&short)),
+    let handle = name.filter(|name| is_plain(name)).unwrap_or(&short);
+    Some(match &*container.runtime {
+        "docker" => ("docker", handle.to_owned()),
+        "podman" => ("podman", handle.to_owned()),
         "containerd" if container.labels.contains_key("nerdctl/name") => {
-            format!("nerdctl stop {}", handle.unwrap_or(&short))
+            ("nerdctl", handle.to_owned())
         }
         // Of `ctr` the id is a name.
-        "containerd" if name == Some(&*container.id) => {
-            format!("ctr tasks kill {}", handle.unwrap_or(&container.id))
-        }
-        "containerd" | "cri-o" => format!("crictl stop {short}"),
-        _ => return format!("stop {}", named(container, pod)),
-    };
-    format!("stop container {} ({by})", name.unwrap_or(&short))
+        "containerd" if name == Some(&*container.id) => ("ctr", container.id.to_string()),
+        "containerd" | "cri-o" => ("crictl", short),
+        _ => return None,
+    })
+}
+
+fn short(container: &Container) -> String {
+    container.id.chars().take(12).collect()
 }
 
 /// How a whole pod is: a container alone would be started again by Kubernetes, and in podman's the ports
@@ -103,7 +133,7 @@ fn stop_pod(pod: &Pod) -> Option<String> {
 
 /// A container with its image and, of Compose, its project and service.
 pub(super) fn named(container: &Container, pod: Option<&Pod>) -> String {
-    let short: String = container.id.chars().take(12).collect();
+    let short = short(container);
     let name = container.name.as_deref().unwrap_or(&short);
     let compose = container
         .compose()

@@ -6,7 +6,9 @@
 
 use std::fmt::Write as _;
 
-use super::{ended, findings, left_process, left_timewait, refused, risk, title};
+use super::{
+    ended, findings, left_behind, left_container, left_process, left_timewait, refused, risk, title,
+};
 use crate::report::{Refusal, Report};
 use crate::sink::escape::escape;
 
@@ -31,6 +33,11 @@ pub fn annotations(report: &Report) -> String {
     let processes = left.clone().flat_map(|left| &left.processes);
     let processes =
         processes.map(|left| ("process left behind".to_owned(), vec![left_process(left)]));
+    let containers = left.clone().flat_map(|left| &left.containers);
+    let containers = containers.map(|left| {
+        let text = vec![left_container(left)];
+        ("container left behind".to_owned(), text)
+    });
     let timewaits = left.flat_map(|left| &left.timewaits);
     let timewaits = timewaits.map(|left| {
         (
@@ -40,7 +47,8 @@ pub fn annotations(report: &Report) -> String {
     });
     let risks = report.risks.iter();
     let risks = risks.map(|one| ("port of outgoing connections".to_owned(), vec![risk(one)]));
-    let warnings = others.chain(processes).chain(timewaits).chain(risks);
+    let left = processes.chain(containers).chain(timewaits);
+    let warnings = others.chain(left).chain(risks);
     for (title, text) in warnings.take(SHOWN) {
         command(&mut out, "warning", &title, &text);
     }
@@ -119,9 +127,8 @@ pub fn summary(report: &Report) -> String {
         line("");
     }
     if let Some(left) = &report.left_behind {
-        let processes = left.processes.iter().map(left_process);
         let timewaits = left.timewaits.iter().map(left_timewait);
-        for left in processes.chain(timewaits).take(ROWS) {
+        for left in left_behind(left).into_iter().chain(timewaits).take(ROWS) {
             line(&format!("- left behind: {}", cell(&left)));
         }
     }

@@ -5,10 +5,10 @@ mod timeline;
 use jiff::tz::TimeZone;
 use maud::{DOCTYPE, Markup, html};
 
-use super::{ended, findings, left_process, left_timewait, refused, risk, used};
+use super::{ended, findings, left_timewait, refused, risk, used, who};
 use crate::event::Time;
 use crate::report::{Refusal, Report};
-use crate::sink::conflict::{held_by, process};
+use crate::sink::conflict::held_by;
 use crate::sink::escape::escape;
 
 const STYLE: &str = include_str!("html/style.css");
@@ -128,7 +128,7 @@ fn one_refusal(refusal: &Refusal, zone: &TimeZone) -> Markup {
 fn left_behind(report: &Report) -> Markup {
     html! {
         @if let Some(left) = &report.left_behind {
-            (list("Left behind", left.processes.iter().map(left_process)))
+            (list("Left behind", super::left_behind(left).into_iter()))
             (list("Kept by TIME_WAIT", left.timewaits.iter().map(left_timewait)))
         }
     }
@@ -204,7 +204,7 @@ fn ports(report: &Report, zone: &TimeZone) -> Markup {
                         tr {
                             td { (protocol) }
                             td { code { (address) } }
-                            td { code { (text(&port.process.as_ref().map_or("-".to_owned(), process))) } }
+                            td { code { (text(&who(port.process.as_ref(), "-"))) } }
                             td { (moment(port.from, zone)) }
                             td {
                                 @match port.until {

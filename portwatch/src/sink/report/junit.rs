@@ -6,7 +6,7 @@ use std::io;
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event as Xml};
 
-use super::{left_process, left_timewait, name, refused, risk, title};
+use super::{left_container, left_process, left_timewait, name, refused, risk, title};
 use crate::report::{Finding, Report};
 use crate::sink::escape::escape;
 
@@ -97,6 +97,11 @@ fn cases(report: &Report) -> Vec<Case> {
         let message = format!("{}[{}]", left.process.comm, left.process.pid);
         (message, vec![left_process(left)])
     });
+    let containers = left.map_or(&[][..], |left| &left.containers);
+    let containers = containers.iter().map(|left| {
+        let name = left.container.name.as_ref().unwrap_or(&left.container.id);
+        (format!("container {name}"), vec![left_container(left)])
+    });
     let timewaits = left.map_or(&[][..], |left| &left.timewaits);
     let timewaits = timewaits.iter().map(|left| {
         let message = format!("TIME_WAIT on port {}", left.port);
@@ -117,7 +122,11 @@ fn cases(report: &Report) -> Vec<Case> {
         case(Finding::Conflict, conflicts.map(shown).collect()),
         case(
             Finding::Leak,
-            processes.chain(timewaits).map(shown).collect(),
+            processes
+                .chain(containers)
+                .chain(timewaits)
+                .map(shown)
+                .collect(),
         ),
         case(Finding::FlakeRisk, risks.map(shown).collect()),
     ]

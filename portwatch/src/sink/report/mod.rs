@@ -7,10 +7,13 @@ pub mod junit;
 pub mod text;
 
 use super::cell;
-use super::conflict::{place, process};
+use super::conflict::{container, place, process};
 use super::duration::Duration;
-use crate::event::{Address, HeldSocket, State, Transport};
-use crate::report::{Finding, Job, Killed, LeftTimewait, Leftover, PortUse, Refusal, Report, Risk};
+use crate::event::{Actor, Address, HeldSocket, Membership, State, Transport};
+use crate::report::{
+    Finding, Job, Killed, LeftBehind, LeftContainer, LeftPort, LeftTimewait, Leftover, PortUse,
+    Refusal, Report, Risk,
+};
 
 /// A number of things.
 pub(super) fn counted(count: u64, thing: &str, things: &str) -> String {
@@ -50,6 +53,8 @@ fn findings(report: &Report) -> Vec<String> {
     if let Some(left) = &report.left_behind {
         let count = left.processes.len() as u64;
         say(count, "process left behind", "processes left behind");
+        let count = left.containers.len() as u64;
+        say(count, "container left behind", "containers left behind");
         let count = left.timewaits.len() as u64;
         say(count, "port kept by TIME_WAIT", "ports kept by TIME_WAIT");
     }
@@ -71,10 +76,7 @@ fn is_clean(report: &Report) -> bool {
 
 /// Who was refused what: "node[4312] `node server.js`: bind to tcp4 0.0.0.0:3000: EADDRINUSE".
 fn refused(refusal: &Refusal) -> String {
-    let who = refusal
-        .process
-        .as_ref()
-        .map_or("a process".to_owned(), process);
+    let who = who(refusal.process.as_ref(), "a process");
     let place = refusal.process.as_ref().and_then(place);
     let place = place.map_or(String::new(), |place| format!(" in {place}"));
     let mut address = String::new();
@@ -85,6 +87,26 @@ fn refused(refusal: &Refusal) -> String {
     }
     let error = refusal.error.as_deref().unwrap_or("refused");
     format!("{who}{place}: {} on {address}: {error}", refusal.event)
+}
+
+/// A process, and that it is of the job by its container alone.
+fn who(actor: Option<&Actor>, nobody: &str) -> String {
+    let Some(actor) = actor else {
+        return nobody.to_owned();
+    };
+    match actor.job.and_then(by_container) {
+        Some(how) => format!("{} (container {how})", process(actor)),
+        None => process(actor),
+    }
+}
+
+/// How a container is of a job.
+fn by_container(job: Membership) -> Option<&'static str> {
+    match job {
+        Membership::Descendant => None,
+        Membership::Label => Some("labelled for the job"),
+        Membership::Container => Some("created during the job"),
+    }
 }
 
 /// What was refused, in few words: "EADDRINUSE on tcp4 0.0.0.0:3000".
@@ -126,6 +148,43 @@ fn left_process(left: &Leftover) -> String {
         Some(Killed::Failed) => text.push_str(": could not be ended"),
     }
     text
+}
+
+/// What was left behind: processes, then containers.
+fn left_behind(left: &LeftBehind) -> Vec<String> {
+    let processes = left.processes.iter().map(left_process);
+    let containers = left.containers.iter().map(left_container);
+    processes.chain(containers).collect()
+}
+
+/// A container that was left behind: "container web-1 (docker, nginx:1.27), publishing 0.0.0.0:8080 → 80/tcp,
+/// created during the job: docker rm -f web-1".
+fn left_container(left: &LeftContainer) -> String {
+    let mut text = container(&left.container, left.pod.as_ref());
+    let mut ports: Vec<_> = left.ports.iter().take(3).map(published).collect();
+    match left.ports.len().saturating_sub(3) {
+        0 => {}
+        more => ports.push(format!("{more} more")),
+    }
+    if !ports.is_empty() {
+        text.push_str(", publishing ");
+        text.push_str(&ports.join(", "));
+    }
+    if let Some(how) = by_container(left.job) {
+        text.push_str(", ");
+        text.push_str(how);
+    }
+    text.push_str(": ");
+    text.push_str(&left.advice);
+    text
+}
+
+fn published(port: &LeftPort) -> String {
+    let host = match port.address {
+        Some(address) => std::net::SocketAddr::new(address, port.host_port).to_string(),
+        None => port.host_port.to_string(),
+    };
+    format!("{host} → {}/{}", port.port, port.protocol)
 }
 
 fn held(held: &HeldSocket) -> String {

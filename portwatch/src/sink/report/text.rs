@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 
 use jiff::tz::TimeZone;
 
-use super::{counted, ended, findings, is_clean, left_process, left_timewait, refused, risk, used};
+use super::{
+    counted, ended, findings, is_clean, left_behind, left_timewait, refused, risk, used, who,
+};
 use crate::event::Time;
-use crate::report::{Lane, PortUse, Report};
-use crate::sink::conflict::{explain, process};
+use crate::report::{Lane, Report};
+use crate::sink::conflict::explain;
 use crate::sink::escape::escape;
 use crate::sink::text::Color;
 
@@ -152,7 +154,7 @@ impl Out<'_> {
         let Some(left) = &report.left_behind else {
             return;
         };
-        self.section("left behind", left.processes.iter().map(left_process));
+        self.section("left behind", left_behind(left).into_iter());
         self.section(
             "kept by TIME_WAIT",
             left.timewaits.iter().map(left_timewait),
@@ -199,7 +201,6 @@ impl Out<'_> {
         if report.ports.is_empty() {
             return;
         }
-        let who = |port: &PortUse| port.process.as_ref().map_or("-".to_owned(), process);
         let rows: Vec<[String; 5]> = report
             .ports
             .iter()
@@ -215,7 +216,8 @@ impl Out<'_> {
                     1 => String::new(),
                     count => format!("{count} times"),
                 };
-                [protocol, address, who(port), time, times].map(|cell| escape(&cell).into_owned())
+                let by = who(port.process.as_ref(), "-");
+                [protocol, address, by, time, times].map(|cell| escape(&cell).into_owned())
             })
             .collect();
         self.line(0, "ports used");

@@ -70,6 +70,7 @@ impl Podman {
                 ..seen
             },
             pod: self.pod(),
+            life: Life::default(),
         }
     }
 
@@ -101,7 +102,8 @@ fn podmans_containers_with_labels_and_pods() {
             host.named("podman", podman.in_pod),
             Named {
                 container: in_pod,
-                pod: podman.pod()
+                pod: podman.pod(),
+                life: Life::default(),
             }
         );
         assert_eq!(host.get("podman", WEB), container("podman", WEB, "", ""));
@@ -116,7 +118,7 @@ fn ports_that_podman_publishes() {
             let found = host.containers.publishing(port, host.now);
             found
                 .into_iter()
-                .map(|one| (one.named, one.host_address, one.port))
+                .map(|one| (lifeless(one.named), one.host_address, one.port))
                 .collect()
         };
         let any: Option<std::net::IpAddr> = Some([0, 0, 0, 0].into());
@@ -132,7 +134,7 @@ fn ports_that_podman_publishes() {
             .containers
             .publishes(&listening, &conmon, host.now)
             .unwrap();
-        assert_eq!((seen.container, seen.port), (podman.web(), Some(80)));
+        assert_eq!((seen.named.container, seen.port), (podman.web(), Some(80)));
     }
 }
 
@@ -142,12 +144,20 @@ fn what_podman_was_to_publish() {
     for podman in PODMANS {
         let mut host = podman.host(podman.database);
         let wanted = held(Transport::Tcp, [0, 0, 0, 0], 8080);
+        let wanting = |host: &mut Host, wanted: &Socket, line: &str, granted| {
+            let wanting = host
+                .containers
+                .wanting(wanted, &actor(line), granted, host.now);
+            agreed(wanting, wanted)
+        };
         for line in ["/usr/bin/podman run -d -p 8080:80 bb:1", "rootlessport"] {
-            let seen = host.containers.to_publish(&wanted, &actor(line), host.now);
+            let seen = wanting(&mut host, &wanted, line, false);
             let seen = seen.unwrap_or_else(|| panic!("nothing of {line}"));
-            assert_eq!(&*seen.container.id, podman.second);
-            assert_eq!(seen.container.name.as_deref(), Some("second"));
-            assert_eq!((seen.pod, seen.port), (None, Some(80)));
+            assert_eq!(&*seen.named.container.id, podman.second);
+            assert_eq!(seen.named.container.name.as_deref(), Some("second"));
+            assert_eq!((seen.named.pod, seen.port), (None, Some(80)));
+            // What runs has the port, and may have been given it.
+            assert_eq!(wanting(&mut host, &wanted, line, true), None, "of {line}");
         }
         for (line, port) in [
             ("/usr/bin/podman run -p 9090:80 bb:1", 9090),
@@ -155,7 +165,7 @@ fn what_podman_was_to_publish() {
             ("/usr/sbin/nginx", 8080),
         ] {
             let wanted = held(Transport::Tcp, [0, 0, 0, 0], port);
-            let seen = host.containers.to_publish(&wanted, &actor(line), host.now);
+            let seen = wanting(&mut host, &wanted, line, false);
             assert_eq!(seen, None, "of {line} on {port}");
         }
     }
@@ -273,6 +283,7 @@ fn bundles_with_annotations() {
                 uid: Some("2f9e1a7c-6b0d-4c57-9e58-0d6f3b1f2a11".into()),
                 container: Some("nginx".into()),
             }),
+            life: Life::default(),
         };
         assert_eq!(host.named(runtime, WEB), expected);
         // Without them, or broken, it leaves the id alone.
