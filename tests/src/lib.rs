@@ -25,6 +25,7 @@ use std::time::Duration;
 pub mod actor;
 pub mod expect;
 pub mod identity;
+pub mod job;
 pub mod netns;
 pub mod rewrite;
 pub mod scenario;

@@ -86,6 +86,10 @@ const CONTAINER_PROGRAMS: &[Provided] = &[
         package: "docker.io",
     },
     Provided {
+        program: "docker-compose",
+        package: "docker-compose",
+    },
+    Provided {
         program: "containerd",
         package: "containerd",
     },

@@ -84,12 +84,17 @@ impl Docker {
     /// `docker`, which talks to this daemon.
     pub fn command(&self) -> Command {
         let mut command = Command::new("docker");
+        self.reached_by(&mut command);
+        command.stdin(Stdio::null());
         command
-            .arg("--host")
-            .arg(format!("unix://{}", self.socket().display()))
-            .env("DOCKER_CONFIG", self.folder.path())
-            .stdin(Stdio::null());
+    }
+
+    /// Tells a command, and what it starts, of this daemon.
+    pub fn reached_by(&self, command: &mut Command) {
+        let host = format!("unix://{}", self.socket().display());
         command
+            .env("DOCKER_HOST", host)
+            .env("DOCKER_CONFIG", self.folder.path());
     }
 
     /// Runs `docker` to its end, whatever that is.

@@ -9,6 +9,7 @@ mod containerd;
 mod daemon;
 mod docker;
 mod inside;
+mod job;
 mod podman;
 mod room;
 mod scene;

@@ -9,7 +9,7 @@ use crate::room::{Room, new_group, output, printed};
 use crate::scene::Scene;
 
 /// The image that all containers are made of: busybox and nothing else.
-const IMAGE: &str = "localhost/portwatch-test:1";
+pub const IMAGE: &str = "localhost/portwatch-test:1";
 /// A user of the room, who is nobody outside of it.
 const USER: u32 = 54_321;
 
@@ -57,12 +57,12 @@ mount --bind home /var/lib/containers
 ";
 
 /// A podman of the test's own, and what is traced of it.
-struct Podman {
+pub struct Podman {
     scene: Scene,
     /// The option for a cgroup of its own.
     parent: String,
     user: bool,
-    room: Room,
+    pub room: Room,
 }
 
 impl std::ops::Deref for Podman {
@@ -75,7 +75,7 @@ impl std::ops::Deref for Podman {
 
 impl Podman {
     /// One of root.
-    fn of_root() -> Self {
+    pub fn of_root() -> Self {
         Self::new(false)
     }
 
@@ -102,7 +102,8 @@ impl Podman {
         podman
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// `podman`, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = if self.user {
             let mut command = self.room.command("setpriv");
             let user = USER.to_string();
@@ -136,7 +137,7 @@ impl Podman {
     }
 
     /// What [`Podman::run`] gives to `podman`.
-    fn run_arguments<'a>(&'a self, options: &[&'a str], busybox: &[&'a str]) -> Vec<&'a str> {
+    pub fn run_arguments<'a>(&'a self, options: &[&'a str], busybox: &[&'a str]) -> Vec<&'a str> {
         let image: &[&str] = &[IMAGE, "/bin/busybox"];
         let run: &[&str] = &["run", "--detach", "--pull=never"];
         // A container in a pod is below the pod's, and a user may have none.
@@ -147,7 +148,7 @@ impl Podman {
 
     /// Starts a container in the background: options of `podman run`, and what busybox does in it. Gives
     /// its id.
-    fn run(&self, options: &[&str], busybox: &[&str]) -> String {
+    pub fn run(&self, options: &[&str], busybox: &[&str]) -> String {
         self.podman(&self.run_arguments(options, busybox))
     }
 }

@@ -177,6 +177,37 @@ connection.close(); client.recv(1); client.close()
     );
 }
 
+/// The standard library of Rust sets SO_REUSEADDR, and so may bind beside a TIME_WAIT of its own.
+#[test]
+fn a_server_of_rust_that_is_restarted_into_its_timewait() {
+    let program = portwatch_tests::actor::program().with_file_name("server");
+    for (socket, status) in [("", 0), (" plain", 1)] {
+        let place = Place::new();
+        let script = format!("\"$0\" 127.0.0.1:9125{socket} && \"$0\" 127.0.0.1:9125{socket}");
+        let words = [
+            "sh".into(),
+            "-c".into(),
+            script.into(),
+            program.clone().into_os_string(),
+        ];
+        let ran = place.run(&[], &words);
+        assert_eq!(ran.status.code(), Some(status), "{ran:?}");
+        let left = &ran.report["left_behind"]["timewaits"];
+        if socket.is_empty() {
+            assert_eq!(ran.report["refusals"], serde_json::json!([]), "{ran:?}");
+            assert_eq!(left, &serde_json::json!([]), "{ran:?}");
+        } else {
+            let refusal = &ran.report["refusals"][0];
+            assert_eq!(
+                refusal["conflict"]["cause"], "time-wait-no-reuse",
+                "{ran:?}"
+            );
+            assert_eq!(refusal["process"]["comm"], "server", "{ran:?}");
+            assert_eq!(left[0]["port"], 9125, "{ran:?}");
+        }
+    }
+}
+
 #[test]
 fn an_outgoing_connection_that_takes_the_port_of_a_test() {
     let place = Place::new();

@@ -124,6 +124,62 @@ until [ -e ready ]; do sleep 0.01; done
 }
 
 #[test]
+fn what_is_started_while_leftovers_are_ended_is_ended_too() {
+    let place = Place::new();
+    let script = "
+(trap 'sleep 1000 & exit' TERM; exec >/dev/null 2>&1; : > ready; while :; do sleep 0.01; done) &
+until [ -e ready ]; do sleep 0.01; done
+";
+    let ran = place.sh(&["--kill-leftovers"], script);
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    let ended = |left: &Value| {
+        let args = left["process"]["args"].as_array().unwrap();
+        let args: Vec<_> = args.iter().map(|arg| arg.as_str().unwrap()).collect();
+        (args.join(" "), left["killed"].clone())
+    };
+    let ended: Vec<_> = left(&ran).iter().map(ended).collect();
+    let of = |line: &str| {
+        let mut of = ended.iter().filter(|(args, _)| args.starts_with(line));
+        let fate = of.next().map(|(_, fate)| fate.clone());
+        assert_eq!(of.next(), None, "{line} twice: {ended:?}");
+        fate
+    };
+    assert_eq!(of("sh -c"), Some(json!("SIGTERM")), "{ended:?}");
+    assert_eq!(of("sleep 1000"), Some(json!("SIGTERM")), "{ended:?}");
+}
+
+/// Without CAP_KILL portwatch may not signal another user's process, which it tells of once.
+#[test]
+fn one_that_cannot_be_ended_is_told_of_once() {
+    let place = Place::new();
+    let script = "sleep 1000 >/dev/null 2>&1 & echo $!";
+    let options = ["--user", "nobody", "--kill-leftovers", "--grace", "100ms"];
+    let inner = place.command(&options, &["sh", "-c", script]);
+    let mut command = place.netns.command("setpriv");
+    command
+        .args(["--bounding-set", "-kill"])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .current_dir(place.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let ran = place.finish(command);
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    let pid: i32 = ran.stdout.trim().parse().unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    let left = left(&ran);
+    assert_eq!(left.len(), 1, "{left:#?}");
+    assert_eq!(left[0]["process"]["pid"], pid);
+    assert_eq!(left[0]["process"]["job"], "descendant");
+    assert_eq!(left[0]["killed"], "failed");
+}
+
+#[test]
 fn what_ends_with_the_job_is_not_left_behind() {
     let place = Place::new();
     // It ends when its pipe does, a moment after the job's first process.

@@ -233,3 +233,32 @@ pub(super) fn of_bundle(runtime: &str, id: &str, bundle: &Bundle) -> Named {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::go_time;
+
+    #[test]
+    fn points_in_time_of_go() {
+        let time = |bytes: &[u8]| go_time(bytes).map(|time| time.to_string());
+        // 2026-11-25T13:41:01.322307056Z, as containerd 1.6 has written it, in UTC and elsewhere.
+        let utc = b"\x01\x00\x00\x00\x0e\xe2\x98\xdcm\x136\x03\xf0\xff\xff";
+        let seen = Some("2026-11-25T13:41:01.322307056Z".to_owned());
+        assert_eq!(time(utc), seen);
+        let mut with_seconds = utc.to_vec();
+        with_seconds[0] = 2;
+        with_seconds.push(7);
+        assert_eq!(time(&with_seconds), seen);
+        assert_eq!(time(&[&[3], &utc[1..]].concat()), None, "a later version");
+        assert_eq!(time(&utc[..12]), None, "cut off");
+        assert_eq!(time(&[]), None);
+        assert_eq!(time(&[1; 15]), None, "too late to be one");
+        assert_eq!(
+            time(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            None,
+            "the year 1"
+        );
+        assert_eq!(time(&[0xff; 15]), None);
+        assert_eq!(time(&[&[1, 0x80], &[0; 13][..]].concat()), None);
+    }
+}

@@ -1,6 +1,7 @@
 //! Records as they are, as they should not be, and as they change.
 
 mod databases;
+mod life;
 
 use std::fs::{self, File};
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! What a job has left behind when its first process ends: processes, their ports, and TIME_WAITs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -10,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::attribute::container::Kept;
 use crate::attribute::marks::Marks;
+use crate::attribute::process::from_proc;
 use crate::command::list::{Actors, listed};
 use crate::command::why::settings;
 use crate::diagnose::remove_container;
@@ -114,11 +116,7 @@ pub(super) fn alive(members: &BTreeMap<u32, u64>) -> Vec<Alive> {
 /// there may be many, are not looked at where nobody needs them.
 pub(super) fn look(alive: &[Alive], marks: &Marks, tally: &mut Tally) -> LeftBehind {
     let mut actors = Actors::default();
-    let all = actors.containers.all(Instant::now());
-    let containers = all
-        .into_iter()
-        .filter_map(|kept| left_container(kept, marks));
-    let containers = containers.take(MOST).collect();
+    let mut containers = left_containers(&mut actors, marks);
     let own = netns::own();
     let fixed: Vec<_> = tally.bound_by_number().collect();
     let strict: BTreeSet<_> = fixed
@@ -137,8 +135,15 @@ pub(super) fn look(alive: &[Alive], marks: &Marks, tally: &mut Tally) -> LeftBeh
     for (netns, seen) in &sockets.namespaces {
         tally.settle(*netns, settings(Some(seen)));
     }
+    let processes = leftovers(alive, &sockets, &mut actors);
+    for left in &mut containers {
+        let mut of = processes.iter().map(|left| &left.process.process.container);
+        if of.any(|of| of.as_ref() == Some(&left.container)) {
+            left.job = Membership::Descendant;
+        }
+    }
     LeftBehind {
-        processes: leftovers(alive, &sockets, &mut actors),
+        processes,
         containers,
         timewaits: timewaits(&sockets, &strict),
     }
@@ -173,6 +178,31 @@ fn leftover(one: &Alive, sockets: &Sockets, actors: &mut Actors) -> Option<Lefto
         sockets: held,
         killed: None,
     })
+}
+
+/// The containers that the job leaves behind.
+fn left_containers(actors: &mut Actors, marks: &Marks) -> Vec<LeftContainer> {
+    let all = actors.containers.all(Instant::now()).into_iter();
+    let left = all.filter_map(|kept| left_container(kept, marks));
+    let mut left: Vec<_> = left.take(MOST).collect();
+    if !left.is_empty() {
+        // Docker writes down that one has ended after it has told its client.
+        let living = living();
+        left.retain(|left| living.contains(&*left.container.id));
+    }
+    left
+}
+
+/// The ids of the containers that processes are in.
+fn living() -> HashSet<String> {
+    let processes = procfs::process::all_processes().into_iter().flatten();
+    let pids = processes
+        .flatten()
+        .map(|process| process.pid.unsigned_abs());
+    let found = pids.filter_map(|pid| from_proc(Path::new("/proc"), pid));
+    found
+        .filter_map(|found| Some(found.container()?.id.clone()))
+        .collect()
 }
 
 /// A container, if the job leaves it behind.

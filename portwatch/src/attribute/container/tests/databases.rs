@@ -4,24 +4,25 @@ use super::*;
 
 const BOLT: &[u8] = include_bytes!("../../../../tests/fixtures/runtime/podman/bolt_state.db");
 const SQLITE: &[u8] = include_bytes!("../../../../tests/fixtures/runtime/podman/db.sql");
-const METADATA: &[u8] = include_bytes!("../../../../tests/fixtures/runtime/containerd/meta.db");
+pub(super) const METADATA: &[u8] =
+    include_bytes!("../../../../tests/fixtures/runtime/containerd/meta.db");
 
-const CRI: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-const METADATA_PATH: &str = "var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db";
+pub(super) const CRI: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+pub(super) const METADATA_PATH: &str = "var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db";
 
 /// A podman whose database holds the same containers and pod, by their ids.
-struct Podman {
+pub(super) struct Podman {
     path: &'static str,
-    database: &'static [u8],
-    web: &'static str,
-    second: &'static str,
+    pub(super) database: &'static [u8],
+    pub(super) web: &'static str,
+    pub(super) second: &'static str,
     infra: &'static str,
     in_pod: &'static str,
     pod: &'static str,
     pause: &'static str,
 }
 
-const PODMANS: [Podman; 2] = [
+pub(super) const PODMANS: [Podman; 2] = [
     Podman {
         path: "var/lib/containers/storage/libpod/bolt_state.db",
         database: BOLT,
@@ -45,7 +46,7 @@ const PODMANS: [Podman; 2] = [
 ];
 
 impl Podman {
-    fn host(&self, database: &[u8]) -> Host {
+    pub(super) fn host(&self, database: &[u8]) -> Host {
         let host = Host::new();
         fs::create_dir_all(host.path("var/lib/containers/storage/vfs-containers/x")).unwrap();
         host.write(self.path, database);
