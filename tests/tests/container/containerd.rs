@@ -5,7 +5,7 @@ use std::process::Stdio;
 use portwatch_tests::{Program, start};
 use serde_json::{Value, json};
 
-use crate::room::{Room, limit, output, printed};
+use crate::room::{Room, Turn, limit, output, printed};
 use crate::scene::Scene;
 
 /// A containerd of the test's own, and what is traced of it.
@@ -28,7 +28,7 @@ impl Containerd {
     /// `groups` are those of its containers.
     fn start(groups: &[&str]) -> Self {
         let trace = Scene::trace();
-        let room = Room::new(groups, "");
+        let room = Room::new(Turn::shared(), groups, "");
         let place = |name: &str| room.path(name).display().to_string();
         let configuration = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\

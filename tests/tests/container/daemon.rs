@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use portwatch_tests::{Netns, Program, signal, start, wait};
 use tempfile::TempDir;
 
-use crate::room::{limit, make_root_file_system, new_group, output, remove_group};
+use crate::room::{Turn, limit, make_root_file_system, new_group, output, remove_group};
 
 /// The image that all containers are made of: busybox and nothing else.
 pub const IMAGE: &str = "portwatch-test:1";
@@ -25,11 +25,21 @@ pub struct Docker {
     daemon: Program,
     /// The cgroup of its containers.
     group: String,
+    _turn: Turn,
 }
 
 impl Docker {
     /// Starts one; it is ready when this returns.
     pub fn start(options: &[&str]) -> Self {
+        Self::new(Turn::shared(), options)
+    }
+
+    /// The same, and no other containers meanwhile.
+    pub fn alone(options: &[&str]) -> Self {
+        Self::new(Turn::alone(), options)
+    }
+
+    fn new(turn: Turn, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
         let netns = Arc::new(Netns::new());
@@ -61,6 +71,7 @@ impl Docker {
             folder,
             daemon,
             group,
+            _turn: turn,
         };
         let mut told = [0; 64];
         match ready.recv(&mut told) {

@@ -14,7 +14,7 @@ use crate::podman::{self, Podman};
 
 /// A daemon, and a place for a job beside it.
 fn host() -> (Docker, Place) {
-    let docker = Docker::start(&[]);
+    let docker = Docker::alone(&[]);
     let place = Place::within(&docker.netns);
     (docker, place)
 }
@@ -181,7 +181,7 @@ fn a_container_that_is_left_behind() {
 #[test]
 fn a_container_that_is_not_left_behind() {
     for options in [&[][..], &["--userland-proxy=false"]] {
-        let docker = Docker::start(options);
+        let docker = Docker::alone(options);
         let place = Place::within(&docker.netns);
         let script = format!(
             "docker run -d --name web-1 -p 8080:80 {IMAGE} /bin/busybox sleep 600; docker rm -f web-1"
@@ -258,13 +258,29 @@ services:
     docker.reached_by(&mut job);
     let ran = place.finish(place.around(&["--fail-on", "conflict,leak"], &job));
     assert_eq!(ran.status.code(), Some(1), "{ran:?}");
-    ran.expect("");
+    ran.expect(
+        "portwatch: `docker-compose -p shop up -d` ended with exit status 1 after LONG: 1 conflict, 1 container left behind
+conflicts
+  TIME  docker-proxy[#1] `/usr/sbin/docker-proxy -proto tcp -host-ip 0.0.0.0 -host-por…` (container labelled for the job): bind on tcp4 0.0.0.0:9090: EADDRINUSE
+              wanted by container shop_api_1 (docker, portwatch-test:1, compose shop/api), to publish its port 90
+              held by   busybox[#2] `/bin/busybox httpd -f -p 0.0.0.0:9090`, listening on 0.0.0.0:9090 in container before (docker, portwatch-test:1)
+              why       listener: busybox[#2] listens on 0.0.0.0:9090
+              do        stop container before (docker stop before), or use another port    more: portwatch explain listener
+left behind
+  container shop_web_1 (docker, portwatch-test:1, compose shop/web), publishing 0.0.0.0:8080 → 80/tcp, [::]:8080 → 80/tcp, labelled for the job: docker rm -f shop_web_1
+ports used
+  tcp6  [::1]:*       docker-compose[#3] `/usr/bin/python3 /usr/bin/docker-compose -p shop up -d`                                        TIME to TIME
+  tcp4  0.0.0.0:8080  docker-proxy[#4] `/usr/sbin/docker-proxy -proto tcp -host-ip 0.0.0.0 -host-por…` (container labelled for the job)  from TIME on
+  tcp6  [::]:8080     docker-proxy[#5] `/usr/sbin/docker-proxy -proto tcp -host-ip :: -host-port 808…` (container labelled for the job)  from TIME on
+  tcp6  [::]:80       busybox[#6] `/bin/busybox httpd -f -p 80` (container labelled for the job)                                         from TIME on
+",
+    );
 }
 
 /// Podman has no daemon: what it starts descends from it, and the record only adds the name.
 #[test]
 fn containers_of_podman() {
-    let podman = Podman::of_root();
+    let podman = Podman::alone();
     let place = Place::within(&podman.room.netns);
     podman.run(&["--name", "before", "-p", "7070:70"], &["sleep", "600"]);
     let options = ["--name", "web-1", "-p", "8080:80"];

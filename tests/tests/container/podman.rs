@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use portwatch_tests::portwatch;
 use serde_json::{Value, json};
 
-use crate::room::{Room, new_group, output, printed};
+use crate::room::{Room, Turn, new_group, output, printed};
 use crate::scene::Scene;
 
 /// The image that all containers are made of: busybox and nothing else.
@@ -76,19 +76,24 @@ impl std::ops::Deref for Podman {
 impl Podman {
     /// One of root.
     pub fn of_root() -> Self {
-        Self::new(false)
+        Self::new(Turn::shared(), false)
+    }
+
+    /// One of root, and no other containers meanwhile.
+    pub fn alone() -> Self {
+        Self::new(Turn::alone(), false)
     }
 
     /// One of a user.
     fn of_user() -> Self {
-        Self::new(true)
+        Self::new(Turn::shared(), true)
     }
 
-    fn new(user: bool) -> Self {
+    fn new(turn: Turn, user: bool) -> Self {
         let trace = Scene::trace();
         let group = new_group();
         let parent = format!("--cgroup-parent=/{group}");
-        let room = Room::new(&[&group], if user { USERS } else { STORAGE });
+        let room = Room::new(turn, &[&group], if user { USERS } else { STORAGE });
         std::fs::write(room.path("containers.conf"), CONFIGURATION).unwrap();
         std::fs::write(room.path("storage.conf"), DRIVER).unwrap();
         let podman = Self {

@@ -4,13 +4,39 @@ use std::fs;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use portwatch_tests::{Netns, Printed, Program, patience, spawn, start};
 use tempfile::TempDir;
+
+/// Containers that are created while a job runs may be the job's: who looks at one has no other
+/// containers beside it.
+static CONTAINERS: RwLock<()> = RwLock::new(());
+
+/// The right to have containers, for as long as it is there.
+pub enum Turn {
+    /// With others.
+    Shared { _turn: RwLockReadGuard<'static, ()> },
+    /// Alone.
+    Alone {
+        _turn: RwLockWriteGuard<'static, ()>,
+    },
+}
+
+impl Turn {
+    pub fn shared() -> Self {
+        let turn = CONTAINERS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::Shared { _turn: turn }
+    }
+
+    pub fn alone() -> Self {
+        let turn = CONTAINERS.write().unwrap_or_else(PoisonError::into_inner);
+        Self::Alone { _turn: turn }
+    }
+}
 
 /// How long a runtime and its containers may take: dozens of times as long as they do.
 pub fn limit() -> Duration {
@@ -28,11 +54,12 @@ pub struct Room {
     init: (u32, OwnedFd),
     /// Groups that the runtime makes at the root of every hierarchy.
     groups: Vec<String>,
+    _turn: Turn,
 }
 
 impl Room {
     /// Makes one, sets it up by a script, and holds it. `groups` are taken away at its end.
-    pub fn new(groups: &[&str], script: &str) -> Self {
+    pub fn new(turn: Turn, groups: &[&str], script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Other users have to get at what is theirs.
         fs::set_permissions(
@@ -71,6 +98,7 @@ impl Room {
             holder,
             init: (init, pidfd(init)),
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            _turn: turn,
         }
     }
 
