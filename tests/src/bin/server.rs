@@ -21,6 +21,7 @@ fn main() -> std::io::Result<()> {
     };
     let mut client = TcpStream::connect(&address)?;
     drop(listener.accept()?);
-    client.read(&mut [0])?;
+    // The end of what the server sends.
+    assert_eq!(client.read(&mut [0])?, 0);
     Ok(())
 }
