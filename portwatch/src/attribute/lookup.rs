@@ -17,8 +17,9 @@ use portwatch_common::record::{Socket, Task};
 
 use super::process::Key;
 use super::standing::Standing;
-use crate::diagnose::facts::{PathState, Sysctls};
+use crate::diagnose::facts::PathState;
 use crate::kernel::denial::Denials;
+use crate::kernel::sysctls::Sysctls;
 
 /// How long a refusal waits for its answers. It is looked whether that is over every
 /// [`LOOK`], and what was not known to be needed at once is asked [`LATE`] at most: no event is later

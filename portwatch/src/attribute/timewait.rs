@@ -12,12 +12,11 @@ use portwatch_common::record::{self, Timewait, cancel, kind};
 use super::order::{Order, SLACK};
 use crate::event::{Actor, Reason};
 use crate::kernel::decode::Record;
+use crate::kernel::sock_diag::TCP_TIME_WAIT;
 
 /// How many timewait sockets are followed; the end of one beyond that comes without what its
 /// beginning told.
 const CAPACITY: usize = 32_768;
-
-const TCP_TIME_WAIT: u8 = 6;
 
 /// A timewait socket that was seen beginning.
 #[derive(Debug)]

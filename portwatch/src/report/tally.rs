@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use super::{Collision, Contested, Host, Lane, Mark, PortUse, Refusal, Report, Risk, SCHEMA, Span};
-use crate::diagnose::facts::Sysctls;
 use crate::event::{
     Actor, Address, Body, Cause, Conflict, Holder, Missing, Outcome, Release, Result, Socket,
     Start, Time, Transport,
 };
+use crate::kernel::sysctls::Sysctls;
 
 /// How many refusals that are not alike are told of.
 const REFUSALS: usize = 1000;

@@ -9,8 +9,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::command::list::{Actors, listed};
-use crate::command::why::settings;
 use crate::event::{HeldSocket, Membership, Transport};
+use crate::kernel::clock::TICK;
 use crate::kernel::netns;
 use crate::kernel::sockets::{self, Owned, Scope, Sockets, task_of};
 use crate::report::{Killed, LeftBehind, LeftTimewait, Leftover, Tally};
@@ -28,9 +28,6 @@ pub(super) struct Alive {
     start: u64,
     descriptor: OwnedFd,
 }
-
-/// A tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
-const TICK: u64 = 10_000_000;
 
 impl Alive {
     /// The process that has the pid, if it is the one that was started then.
@@ -121,7 +118,7 @@ pub(super) fn look(alive: &[Alive], tally: &mut Tally) -> LeftBehind {
     }
     let sockets = sockets::all(Scope::Bound);
     for (netns, seen) in &sockets.namespaces {
-        tally.settle(*netns, settings(Some(seen)));
+        tally.settle(*netns, seen.sysctls.clone());
     }
     let mut actors = Actors::default();
     let processes = alive
