@@ -131,8 +131,6 @@ pub(super) fn place(actor: &Actor) -> Option<String> {
 }
 
 pub(super) fn container(container: &Container, pod: Option<&Pod>) -> String {
-    let id: String = container.id.chars().take(12).collect();
-    let name = container.name.as_deref().unwrap_or(&id);
     let compose = container
         .compose()
         .map(|compose| format!("compose {compose}"));
@@ -142,5 +140,9 @@ pub(super) fn container(container: &Container, pod: Option<&Pod>) -> String {
         .into_iter()
         .flatten()
         .collect();
-    format!("container {name} ({})", about.join(", "))
+    format!(
+        "container {} ({})",
+        container.short_name(),
+        about.join(", ")
+    )
 }

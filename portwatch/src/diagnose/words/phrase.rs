@@ -45,17 +45,13 @@ pub(super) fn in_words(held: &Held) -> String {
 }
 
 pub(super) fn ip(address: Option<&Address>) -> String {
-    match address {
-        Some(Address::Inet { address, .. }) => address.to_string(),
-        _ => "it".to_owned(),
-    }
+    let ip = address.and_then(Address::ip);
+    ip.map_or_else(|| "it".to_owned(), |ip| ip.to_string())
 }
 
 pub(super) fn is_any_v6(address: Option<&Address>) -> bool {
-    let Some(Address::Inet { address, .. }) = address else {
-        return false;
-    };
-    matches!(address, IpAddr::V6(address) if address.is_unspecified())
+    let ip = address.and_then(Address::ip);
+    matches!(ip, Some(IpAddr::V6(ip)) if ip.is_unspecified())
 }
 
 /// How a container is stopped, so that it does not come back at once.
@@ -63,13 +59,13 @@ pub(super) fn stop_container(container: &Container, pod: Option<&Pod>) -> String
     if let Some(stop) = pod.and_then(stop_pod) {
         return stop;
     }
-    let short: String = container.id.chars().take(12).collect();
     let name = container.name.as_deref();
     let handle = name.filter(|name| is_plain(name));
+    let short = container.short_id();
     let by = match &*container.runtime {
-        runtime @ ("docker" | "podman") => format!("{runtime} stop {}", handle.unwrap_or(&short)),
+        runtime @ ("docker" | "podman") => format!("{runtime} stop {}", handle.unwrap_or(short)),
         "containerd" if container.labels.contains_key("nerdctl/name") => {
-            format!("nerdctl stop {}", handle.unwrap_or(&short))
+            format!("nerdctl stop {}", handle.unwrap_or(short))
         }
         // Of `ctr` the id is a name.
         "containerd" if name == Some(&*container.id) => {
@@ -78,7 +74,7 @@ pub(super) fn stop_container(container: &Container, pod: Option<&Pod>) -> String
         "containerd" | "cri-o" => format!("crictl stop {short}"),
         _ => return format!("stop {}", named(container, pod)),
     };
-    format!("stop container {} ({by})", name.unwrap_or(&short))
+    format!("stop container {} ({by})", container.short_name())
 }
 
 /// How a whole pod is: a container alone would be started again by Kubernetes, and in podman's the ports
@@ -103,8 +99,7 @@ fn stop_pod(pod: &Pod) -> Option<String> {
 
 /// A container with its image and, of Compose, its project and service.
 pub(super) fn named(container: &Container, pod: Option<&Pod>) -> String {
-    let short: String = container.id.chars().take(12).collect();
-    let name = container.name.as_deref().unwrap_or(&short);
+    let name = container.short_name();
     let compose = container
         .compose()
         .map(|compose| format!("compose {compose}"));
