@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use portwatch_common::map::filter as bit;
 
-use super::options::KernelOptions;
+use super::options::TraceOptions;
 use crate::attribute::process::{self, Found};
 use crate::event::{Body, Event, Missing, Start, Step};
 use crate::filter::{Filter, Kind};
@@ -50,13 +50,13 @@ pub struct Prepared {
 /// If tracing is not possible here.
 pub(super) fn prepare(
     filter: &Filter,
-    kernel: KernelOptions,
+    options: TraceOptions,
     verbose: bool,
 ) -> anyhow::Result<Prepared> {
     let mut side = KernelSide::load(&Choice {
-        backend: kernel.backend.into(),
+        backend: options.backend.into(),
         parts: parts(filter),
-        buffer: kernel.buffer,
+        buffer: options.buffer,
         tree: filter.job.is_some(),
     })?;
     let mut ring = side.take_ring().context("the object has no ring buffer")?;
