@@ -125,11 +125,9 @@ fn a_newcomer_beside_one_holder() {
     let netns = Netns::new();
     kernel::prepare(&netns);
     let counts = netns.run_while_forking(|| {
-        let flaw = pair::loopback4_meets_ipv6(&mut Kernel::new());
-        if flaw {
-            println!("pair: this kernel takes IPv6 for 127.0.0.6; excepted");
-        }
-        let agree = |kernel: &mut Kernel, pair: &pair::Pair| pair::agree(kernel, pair, flaw);
+        let flaws = pair::Flaws::find(&mut Kernel::new());
+        print!("{flaws}");
+        let agree = |kernel: &mut Kernel, pair: &pair::Pair| pair::agree(kernel, pair, &flaws);
         run("pair", PAIRS, &pair::pair(), agree, pair::kind)
     });
     if cases(PAIRS) >= PAIRS {
