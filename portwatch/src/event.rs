@@ -841,6 +841,15 @@ impl Address {
         }
     }
 
+    /// The IP address, of an address that has one.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Inet { address, .. } => Some(*address),
+            _ => None,
+        }
+    }
+
     /// The port, of an address that has one.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
@@ -1025,6 +1034,21 @@ impl Pod {
 }
 
 impl Container {
+    /// The beginning of its id, as `docker ps` shows it.
+    #[must_use]
+    pub fn short_id(&self) -> &str {
+        match self.id.char_indices().nth(12) {
+            Some((end, _)) => &self.id[..end],
+            None => &self.id,
+        }
+    }
+
+    /// What people call it: its name, else the beginning of its id.
+    #[must_use]
+    pub fn short_name(&self) -> &str {
+        self.name.as_deref().unwrap_or_else(|| self.short_id())
+    }
+
     /// The project and service of Compose that it is of, as `project/service`.
     #[must_use]
     pub fn compose(&self) -> Option<String> {

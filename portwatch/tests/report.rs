@@ -6,12 +6,14 @@
 #[allow(dead_code, reason = "other tests have other samples")]
 mod samples;
 
+use std::collections::BTreeMap;
+
 use jiff::tz::TimeZone;
 use jsonschema::Validator;
 use portwatch::event::{
     Actor, Address, Bind, Body, Cause, Conflict, Container, Event, Evidence, HeldSocket, Holder,
-    Listen, Lost, Membership, Missing, Options, Ownership, Process, Release, Result, Socket, Start,
-    State, Time, Transport,
+    Listen, Lost, Membership, Missing, Options, Ownership, Process, Publishes, Release, Result,
+    Socket, Start, State, Time, Transport,
 };
 use portwatch::report::{
     Finding, Job, Killed, LeftBehind, LeftContainer, LeftPort, LeftTimewait, Leftover, Report,
@@ -601,6 +603,38 @@ fn alike_refusals_are_folded() {
     assert_eq!(report.collisions[0].newcomer, "node");
     assert_eq!(report.collisions[0].holder.as_deref(), Some("python3"));
     assert_eq!(report.causes["listener"], 2);
+}
+
+#[test]
+fn a_container_without_a_name_collides_by_the_beginning_of_its_id() {
+    let container = Container {
+        runtime: "docker".into(),
+        id: "0123456789abcdef0123456789abcdef".into(),
+        name: None,
+        image: None,
+        labels: BTreeMap::new(),
+    };
+    let within = Process {
+        container: Some(container.clone()),
+        ..Process::default()
+    };
+    let held = Holder {
+        publishes: Some(Publishes {
+            container,
+            pod: None,
+            port: Some(80),
+        }),
+        ..holder(inet([0, 0, 0, 0], 8080, 1), server(), None)
+    };
+    let refused = bind(
+        failed("EADDRINUSE", 98),
+        inet([0, 0, 0, 0], 8080, 2),
+        actor(7, "nginx", within),
+        Some(conflict(Cause::PublishedPort, "published", vec![held])),
+    );
+    let collisions = tallied(&[(at(0), refused)]).collisions;
+    assert_eq!(collisions[0].newcomer, "0123456789ab");
+    assert_eq!(collisions[0].holder.as_deref(), Some("0123456789ab"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::netns::FinWait2;
 use crate::socket::address;
 use crate::trace::shown;
 use crate::{Identity, patience};
@@ -298,9 +299,13 @@ pub fn enter(socket: Value, process: &str) -> Value {
     })
 }
 
-/// A connection enters TIME_WAIT after its socket had gone and it waited for the peer to close.
-pub fn enter_late(socket: Value, process: &str) -> Value {
-    with(enter(socket, process), "/fin_wait2_ms", json!("$ms"))
+/// A connection enters TIME_WAIT that waited so for its peer's close.
+pub fn enter_after(waited: FinWait2, socket: Value, process: &str) -> Value {
+    let entered = enter(socket, process);
+    match waited {
+        FinWait2::Socket => entered,
+        FinWait2::Timewait => with(entered, "/fin_wait2_ms", json!("$ms")),
+    }
 }
 
 /// A connection leaves TIME_WAIT.

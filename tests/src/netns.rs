@@ -170,9 +170,13 @@ impl Netns {
     }
 
     /// Waits until a TCP socket with this local and remote port is in FIN_WAIT2: the peer knows of
-    /// its close. `table` is `tcp`, or `tcp6` for a socket of IPv6.
-    pub fn wait_for_fin_wait2(&self, table: &str, ports: (u16, u16)) {
-        self.wait_for_socket(table, ports, |state| state == Some(TCP_FIN_WAIT2));
+    /// its close. `table` is `tcp`, or `tcp6` for a socket of IPv6. Tells as what it waits there.
+    pub fn wait_for_fin_wait2(&self, table: &str, ports: (u16, u16)) -> FinWait2 {
+        let seen = self.wait_for_socket(table, ports, |state| state == Some(TCP_FIN_WAIT2));
+        match seen {
+            Some(seen) if seen.timer == TIMEWAIT_TIMER => FinWait2::Timewait,
+            _ => FinWait2::Socket,
+        }
     }
 
     /// Waits until the TCP connection with this local and remote port is in TIME_WAIT: the peer's
@@ -202,15 +206,15 @@ impl Netns {
         table: &str,
         ports: (u16, u16),
         right: impl Fn(Option<u8>) -> bool + Sync,
-    ) {
+    ) -> Option<Seen> {
         let begin = Instant::now();
         self.run_while_forking(|| {
             loop {
                 let sockets = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"));
                 let sockets = sockets.unwrap();
-                let state = sockets.lines().find_map(|line| state_of(line, ports));
-                if right(state) {
-                    return;
+                let seen = sockets.lines().find_map(|line| seen(line, ports));
+                if right(seen.map(|seen| seen.state)) {
+                    return seen;
                 }
                 assert!(
                     begin.elapsed() < *LIMIT,
@@ -218,7 +222,7 @@ impl Netns {
                 );
                 look_again_soon();
             }
-        });
+        })
     }
 }
 
@@ -232,8 +236,29 @@ impl Drop for Netns {
     }
 }
 
-/// The state in a line of `/proc/net/tcp` that is of a socket with these ports.
-fn state_of(line: &str, ports: (u16, u16)) -> Option<u8> {
+/// As what a connection waits in FIN_WAIT2 for its peer's close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinWait2 {
+    /// As the socket it was: somebody has it still, or the acknowledgement of its close came while that
+    /// was under way (`sock_owned_by_user` in `tcp_rcv_state_process`, net/ipv4/tcp_input.c).
+    Socket,
+    /// As a timewait socket.
+    Timewait,
+}
+
+/// What `/proc/net/tcp` has as the timer of a timewait socket (`get_timewait4_sock` in
+/// net/ipv4/tcp_ipv4.c).
+const TIMEWAIT_TIMER: u8 = 3;
+
+/// What `/proc/net/tcp` says of a socket.
+#[derive(Clone, Copy)]
+struct Seen {
+    state: u8,
+    timer: u8,
+}
+
+/// A line of `/proc/net/tcp`, if it is of a socket with these ports.
+fn seen(line: &str, ports: (u16, u16)) -> Option<Seen> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let mut port = || {
         let (_, port) = fields.next()?.rsplit_once(':')?;
@@ -242,7 +267,11 @@ fn state_of(line: &str, ports: (u16, u16)) -> Option<u8> {
     if (port()?, port()?) != ports {
         return None;
     }
-    u8::from_str_radix(fields.next()?, 16).ok()
+    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+    // What is queued comes between.
+    let (timer, _) = fields.nth(1)?.split_once(':')?;
+    let timer = u8::from_str_radix(timer, 16).ok()?;
+    Some(Seen { state, timer })
 }
 
 fn loopback(up: bool) {

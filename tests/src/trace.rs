@@ -13,7 +13,7 @@ use jsonschema::Validator;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{LIMIT, ended, portwatch_command, signal, spawn, wait};
+use crate::{LIMIT, ended, patience, portwatch_command, signal, spawn, wait};
 
 const SCHEMA: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -70,6 +70,11 @@ impl Trace {
     pub fn start(arguments: &[&str]) -> Self {
         let mut command = portwatch_command("trace");
         command.arg("--json").args(arguments);
+        // On a machine so slow what explains a refusal takes long as well. 250 ms are the default.
+        if patience() > 1 {
+            let most = Duration::from_millis(250) * patience();
+            command.arg(format!("--explain-within={}ms", most.as_millis()));
+        }
         Self::of(command)
     }
 

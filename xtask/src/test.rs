@@ -164,8 +164,8 @@ impl Level {
             Self::Differential => {
                 let root = find_root()?;
                 provide(DIFFERENTIAL_PROGRAMS)?;
+                vm::choose_tests(&mut command)?;
                 command
-                    .args(["-p", "portwatch-tests", "--profile", "tests"])
                     .args(["--test", "differential"])
                     .args(root.cargo_runner());
             }
@@ -179,8 +179,8 @@ fn with_portwatch(command: &mut Command, programs: &[Provided], tests: &[&str]) 
     let root = find_root()?;
     provide(programs)?;
     let binary = build_portwatch()?;
+    vm::choose_tests(command)?;
     command
-        .args(["-p", "portwatch-tests", "--profile", "tests"])
         .args(tests.iter().flat_map(|test| ["--test", test]))
         .args(root.cargo_runner())
         .env("PORTWATCH_BIN", binary);

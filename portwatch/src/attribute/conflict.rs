@@ -7,13 +7,12 @@ use lru::LruCache;
 use portwatch_common::record::{self, evidence, socket_flag, task_flag};
 
 use crate::event::Evidence;
+use crate::kernel::sock_diag::TCP_TIME_WAIT;
 
 /// Threads whose holders wait for the record of the bind or listen itself.
 const THREADS: usize = 256;
 /// Holders of one refusal.
 const HOLDERS: usize = 32;
-
-const TCP_TIME_WAIT: u8 = 6;
 
 /// Holders, until they are told with what they were in the way of.
 #[derive(Debug)]

@@ -9,19 +9,18 @@ use super::container::{agreed, only};
 use super::convert::{address, socket, unix_address};
 use super::ledger::Tenure;
 use super::lookup::{Finding, FoundSocket, Owner, Place, Subject};
-use super::process::{Key, TICK};
+use super::process::Key;
 use super::refusal::{Refusal, subject_of};
 use super::standing::{Relation, Standing, relation};
 use super::{Attribution, milliseconds};
 use crate::diagnose;
-use crate::diagnose::facts::{
-    Call, Facts, Held, KernelSocket, Origin, Probe, RangeUse, Sysctls, Tie,
-};
+use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Origin, Probe, RangeUse, Tie};
 use crate::event::{
     Actor, Conflict, Evidence, Family, HeldSocket, Holder, Options, Ownership, Publishes, Socket,
 };
-
-const TCP_TIME_WAIT: u8 = 6;
+use crate::kernel::clock::TICK;
+use crate::kernel::sock_diag::TCP_TIME_WAIT;
+use crate::kernel::sysctls::Sysctls;
 
 /// Who was refused.
 struct Newcomer<'a> {

@@ -18,8 +18,7 @@ const CALL: u64 = 10_000_000;
 
 const UDP: u8 = libc::IPPROTO_UDP as u8;
 const UDPLITE: u16 = libc::IPPROTO_UDPLITE as u16;
-/// IPPROTO_MPTCP, include/uapi/linux/in.h.
-const MPTCP: u16 = 262;
+const MPTCP: u16 = libc::IPPROTO_MPTCP as u16;
 /// IPPROTO_SMC.
 const SMC: u16 = 256;
 

@@ -14,11 +14,13 @@ use portwatch_common::map::WANTED_CAPACITY;
 use portwatch_common::record::{SnapshotEntry, Socket, Task};
 
 use super::lookup::{Answer, Finding, FoundSocket, Owner, Place, Question, Subject, Usage};
-use super::process::{Key, TICK};
+use super::process::Key;
 use super::standing::{self, Standing};
 use super::unit::{self, Manager};
-use crate::diagnose::facts::{PathState, Sysctls};
-use crate::kernel::sock_diag::{self, Told, states, unix};
+use crate::diagnose::facts::PathState;
+use crate::kernel::clock::TICK;
+use crate::kernel::sock_diag::{self, TCP_TIME_WAIT, Told, states, unix};
+use crate::kernel::sysctls::Sysctls;
 use crate::kernel::{denial, netns, sockets};
 
 /// How often who has sockets is asked for in a round: each time all open files are looked through.
@@ -30,8 +32,6 @@ const NAMESPACES: usize = 64;
 
 /// For how long it is known who cannot be looked at.
 const HIDDEN: Duration = Duration::from_secs(10);
-
-const TCP_TIME_WAIT: u8 = 6;
 
 /// Asks which processes have sockets open, by the sockets' addresses in the kernel; nothing where that
 /// cannot be asked.
@@ -97,7 +97,7 @@ impl Looker {
             }
             Subject::Settings { netns, .. } => {
                 if self.enter(*netns, question) {
-                    Finding::Settings(sysctls(&self.proc))
+                    Finding::Settings(Sysctls::read(&self.proc))
                 } else {
                     Finding::Unknown
                 }
@@ -280,7 +280,7 @@ impl Looker {
         if !self.enter(place.netns, question) {
             return Finding::Unknown;
         }
-        let Some(range) = sysctls(&self.proc).local_port_range else {
+        let Some(range) = Sysctls::read(&self.proc).local_port_range else {
             return Finding::Unknown;
         };
         let told = dump(place, states::ALL).map(|told| told.socket);
@@ -405,41 +405,9 @@ fn dump(place: Place, states: u32) -> impl Iterator<Item = Told> {
     })
 }
 
-/// The settings that decide over ports, of the network namespace of whoever reads them.
-#[must_use]
-pub fn sysctls(proc: &Path) -> Sysctls {
-    let read = |name: &str| {
-        let text = fs::read_to_string(proc.join("sys/net/ipv4").join(name)).ok()?;
-        Some(text.trim().to_owned())
-    };
-    let range = |text: String| {
-        let mut numbers = text.split_ascii_whitespace();
-        Some(numbers.next()?.parse().ok()?..=numbers.next()?.parse().ok()?)
-    };
-    Sysctls {
-        local_port_range: read("ip_local_port_range").and_then(range),
-        local_reserved_ports: read("ip_local_reserved_ports"),
-        unprivileged_port_start: read("ip_unprivileged_port_start")
-            .and_then(|text| text.parse().ok()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn settings_are_read_from_where_they_lie() {
-        let proc = tempfile::tempdir().unwrap();
-        let net = proc.path().join("sys/net/ipv4");
-        fs::create_dir_all(&net).unwrap();
-        fs::write(net.join("ip_local_port_range"), "32768\t60999\n").unwrap();
-        fs::write(net.join("ip_unprivileged_port_start"), "1024\n").unwrap();
-        let read = sysctls(proc.path());
-        assert_eq!(read.local_port_range, Some(32_768..=60_999));
-        assert_eq!(read.unprivileged_port_start, Some(1024));
-        assert_eq!(read.local_reserved_ports, None);
-    }
 
     #[test]
     fn a_path_ends_at_a_nul_and_an_abstract_name_does_not() {

@@ -3,7 +3,7 @@
 //! Who has a socket open, how a process stands, what a namespace's settings are:
 //! none of it is in the records, and finding it out takes a thread of its own
 //! (the [`Looker`](super::looker::Looker)). A refusal waits for what was asked on its account,
-//! but never longer than [`PATIENCE`], and with it all that comes after. What was asked a
+//! but never longer than the [`Patience`] is, and with it all that comes after. What was asked a
 //! moment before is not asked again.
 //!
 //! Pure: the time is handed in, the questions go out.
@@ -17,17 +17,35 @@ use portwatch_common::record::{Socket, Task};
 
 use super::process::Key;
 use super::standing::Standing;
-use crate::diagnose::facts::{PathState, Sysctls};
+use crate::diagnose::facts::PathState;
 use crate::kernel::denial::Denials;
+use crate::kernel::sysctls::Sysctls;
 
-/// How long a refusal waits for its answers. It is looked whether that is over every
-/// [`LOOK`], and what was not known to be needed at once is asked [`LATE`] at most: no event is later
-/// than the three together for their sake.
-pub const PATIENCE: Duration = Duration::from_millis(180);
-/// How often it is looked, where no batch comes.
+/// How often it is looked whether something need not be waited for any more, where no batch comes.
 pub const LOOK: Duration = Duration::from_millis(40);
-/// How long after a refusal something can still be asked for it.
-pub const LATE: Duration = Duration::from_millis(25);
+
+/// How long refusals wait for their answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From the question on. It is looked whether that is over every [`LOOK`].
+    answer: Duration,
+    /// How long after a refusal something can still be asked for it that was not known to be needed at
+    /// once.
+    question: Duration,
+}
+
+impl Patience {
+    /// So that no event is later than `most` for their sake.
+    #[must_use]
+    pub fn within(most: Duration) -> Self {
+        let question = most / 10;
+        Self {
+            answer: most.saturating_sub(question + LOOK),
+            question,
+        }
+    }
+}
+
 /// For how long an answer is one to the same question.
 const SHARED: Duration = Duration::from_millis(100);
 /// For how long it is better than none.
@@ -170,11 +188,12 @@ pub struct Lookups {
     open: HashMap<Subject, Instant>,
     answers: LruCache<Subject, (Instant, Finding)>,
     limited: u64,
+    patience: Patience,
 }
 
 impl Lookups {
     /// None yet.
-    pub fn new(ask: Ask) -> Self {
+    pub fn new(ask: Ask, patience: Patience) -> Self {
         let capacity = NonZeroUsize::new(ANSWERS).unwrap_or(NonZeroUsize::MIN);
         Self {
             ask,
@@ -182,6 +201,7 @@ impl Lookups {
             open: HashMap::new(),
             answers: LruCache::new(capacity),
             limited: 0,
+            patience,
         }
     }
 
@@ -230,8 +250,9 @@ impl Lookups {
     /// Gives up on what was waited for too long.
     pub fn expire(&mut self, now: Instant) {
         let before = self.open.len();
+        let patience = self.patience.answer;
         self.open
-            .retain(|_, asked| now.duration_since(*asked) < PATIENCE);
+            .retain(|_, asked| now.duration_since(*asked) < patience);
         let open = &self.open;
         // Nobody waits for it any more.
         self.next
@@ -243,6 +264,11 @@ impl Lookups {
     /// What is asked for is not waited for.
     pub fn pass_over(&mut self) {
         self.limited += 1;
+    }
+
+    /// Whether something can still be asked for a refusal of so long ago.
+    pub fn may_ask(&self, since: Duration) -> bool {
+        since < self.patience.question
     }
 
     /// Whether its answer is still to come.
@@ -280,6 +306,8 @@ mod tests {
 
     use super::*;
 
+    const MOST: Duration = Duration::from_millis(250);
+
     fn settings(netns: u32) -> Subject {
         Subject::Settings {
             netns,
@@ -311,7 +339,7 @@ mod tests {
             asked.lock().unwrap().push(numbers.collect());
             Ok(())
         };
-        (Lookups::new(Box::new(ask)), rounds)
+        (Lookups::new(Box::new(ask), Patience::within(MOST)), rounds)
     }
 
     fn answer(netns: u32) -> Answer {
@@ -338,18 +366,19 @@ mod tests {
         assert_eq!(lookups.limited(), 0);
     }
 
-    /// No event is later than a quarter of a second.
+    /// No event is later than was said.
     #[test]
     fn an_answer_that_does_not_come_is_not_waited_for() {
-        const { assert!(PATIENCE.as_millis() + LOOK.as_millis() + LATE.as_millis() <= 250) };
+        let patience = Patience::within(MOST);
+        assert_eq!(patience.question + patience.answer + LOOK, MOST);
         for takes in [true, false] {
             let (mut lookups, _) = lookups(takes);
             let now = Instant::now();
             lookups.want(question(1), now);
             lookups.send();
-            lookups.expire(now + PATIENCE / 2);
+            lookups.expire(now + patience.answer / 2);
             assert!(lookups.is_open(&settings(1)));
-            lookups.expire(now + PATIENCE);
+            lookups.expire(now + patience.answer);
             assert!(!lookups.are_open());
             assert_eq!((lookups.limited(), lookups.limited()), (1, 0));
         }
@@ -364,7 +393,7 @@ mod tests {
         let subject = settings(1);
         lookups.answered(vec![answer(1)], now);
         lookups.want(question(1), now + SHARED);
-        lookups.expire(now + SHARED + PATIENCE);
+        lookups.expire(now + SHARED + MOST);
         assert!(lookups.get(&subject).is_some());
         lookups.want(question(1), now + KEPT);
         assert!(lookups.get(&subject).is_none());
@@ -386,14 +415,15 @@ mod tests {
     fn what_nobody_takes_is_asked_once_somebody_does() {
         let ready = Arc::new(Mutex::new(false));
         let is_ready = Arc::clone(&ready);
-        let mut lookups = Lookups::new(Box::new(move |questions| {
+        let ask = move |questions: Vec<Question>| {
             if *is_ready.lock().unwrap() {
                 assert_eq!(questions.len(), 2);
                 Ok(())
             } else {
                 Err(questions)
             }
-        }));
+        };
+        let mut lookups = Lookups::new(Box::new(ask), Patience::within(MOST));
         let now = Instant::now();
         lookups.want(question(1), now);
         lookups.send();

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use nix::errno::Errno;
-use portwatch_common::map::QUERIES_CAPACITY;
+use portwatch_common::map::{QUERIES_CAPACITY, filter as bit};
 use portwatch_common::record::{self, kind, socket_flag};
 
 use self::conflict::Conflicts;
@@ -17,7 +17,7 @@ use self::container::{Containers, Named};
 pub use self::convert::socket;
 use self::convert::{family, requested_address, rewritten_address, same, unix_address};
 use self::ledger::Ledger;
-use self::lookup::{Answer, Ask, Lookups};
+use self::lookup::{Answer, Ask, Lookups, Patience};
 use self::marks::Marks;
 use self::order::Order;
 use self::process::{Found, Key, Processes};
@@ -27,6 +27,7 @@ use crate::event::{
     Actor, Bind, Body, Event, Family, Listen, Lost, Membership, Outcome, Phase, Release, Result,
     Socket, State, Timewait, Transport,
 };
+use crate::filter::Filter;
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::decode::Record;
 use crate::kernel::losses::Losses;
@@ -51,7 +52,7 @@ pub mod timewait;
 mod unit;
 
 /// How long a reading of the clocks is good for.
-const CLOCK_FRESH: std::time::Duration = std::time::Duration::from_secs(1);
+const CLOCK_FRESH: Duration = Duration::from_secs(1);
 
 /// How many sockets are remembered that runtimes have for containers of a job.
 const PUBLISHED: usize = 4096;
@@ -75,7 +76,9 @@ pub struct Attribution {
     next: (u32, u64),
     /// The stream is complete up to here, as far as it has come.
     complete_until: u64,
-    /// Whether all binds and releases are seen, whatever the filters.
+    /// Which events are wanted.
+    filter: Filter,
+    /// Whether all binds and releases are seen nevertheless.
     sees_all: bool,
     /// Inode number of the host's own network namespace.
     host_netns: Option<u32>,
@@ -128,14 +131,18 @@ struct Arrived {
 }
 
 impl Arrived {
-    fn take(&mut self, record: &Record) {
+    fn take(&mut self, record: &Record, filter: &Filter) {
         match record {
             Record::Holder(holder) => self.holders.push(*holder),
             Record::Process(identity) => {
                 let key = Key::of(&identity.task);
                 self.lines.insert(key, process::line(identity));
             }
-            record => self.refusals.extend(Refusal::of(record)),
+            record => {
+                let refusal = Refusal::of(record);
+                self.refusals
+                    .extend(refusal.filter(|refusal| refusal.may_pass(filter)));
+            }
         }
     }
 }
@@ -143,7 +150,7 @@ impl Arrived {
 impl Attribution {
     /// Begins with what existed before. `ask` takes what has to be looked up.
     #[must_use]
-    pub fn new(held: &[snapshot::Held], ask: Ask) -> Self {
+    pub fn new(held: &[snapshot::Held], ask: Ask, patience: Patience) -> Self {
         let mut listeners = Listeners::default();
         for held in held.iter().filter(|held| held.listening) {
             if let Some(address) = held.address {
@@ -159,10 +166,11 @@ impl Attribution {
             listeners,
             ledger: Ledger::new(held),
             conflicts: Conflicts::default(),
-            lookups: Lookups::new(ask),
+            lookups: Lookups::new(ask, patience),
             marks: None,
             published: LruCache::new(NonZeroUsize::new(PUBLISHED).unwrap_or(NonZeroUsize::MIN)),
             next: (0, 0),
+            filter: Filter::default(),
             sees_all: false,
             host_netns: netns::of(Path::new("/proc"), "1"),
             // What was lost since the hooks are in place is lost to the stream.
@@ -177,9 +185,11 @@ impl Attribution {
         }
     }
 
-    /// No filter keeps binds and releases from being seen.
-    pub fn sees_all(&mut self) {
-        self.sees_all = true;
+    /// Which events are wanted: nothing is looked up for others.
+    pub fn choose(&mut self, filter: Filter) {
+        // No filter keeps binds and releases from being seen.
+        self.sees_all = filter.in_kernel() & !bit::UNIX == 0;
+        self.filter = filter;
     }
 
     /// A job is watched, of which containers with these marks are as well.
@@ -198,12 +208,12 @@ impl Attribution {
             self.clock = Clock::now();
             self.clock_read = Instant::now();
         }
-        let undecoded = &mut self.undecoded;
+        let (undecoded, filter) = (&mut self.undecoded, &self.filter);
         let mut arrived = Arrived::default();
         self.order.add(batch.records().filter_map(|record| {
             *undecoded += u64::from(record.is_err());
             let record = record.ok()?;
-            arrived.take(&record);
+            arrived.take(&record, filter);
             Some(record)
         }));
         self.ask_for(&arrived);
@@ -252,6 +262,7 @@ impl Attribution {
     fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
         while let Some(record) = self.order.peek(complete_until) {
             if let Some(refusal) = Refusal::of(record)
+                && refusal.may_pass(&self.filter)
                 && self.has_to_wait(&refusal)
             {
                 break;
@@ -337,7 +348,7 @@ impl Attribution {
         let is_new = self.next != (tid, refusal.time);
         self.next = (tid, refusal.time);
         let since = clock::monotonic().saturating_sub(refusal.time);
-        let is_new = is_new && u128::from(since) < lookup::LATE.as_nanos();
+        let is_new = is_new && self.lookups.may_ask(Duration::from_nanos(since));
         let mut waits = false;
         for question in questions {
             if is_new && self.lookups.get(&question.subject).is_none() {

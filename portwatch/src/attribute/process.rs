@@ -13,16 +13,13 @@ use super::arguments;
 use super::cgroup::{self, ContainerRef};
 use super::container::{Named, by_ancestor};
 use crate::event::{Actor, Ancestor, Membership, Process, Text, text};
-use crate::kernel::clock::Clock;
+use crate::kernel::clock::{Clock, TICK};
 use crate::kernel::decode::Identity;
 
 /// How many living processes are remembered.
 const LIVE: usize = 4096;
 /// How many of those that are no more: a TIME_WAIT may begin after its owner's end.
 const REAPED: usize = 2048;
-
-/// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
-pub const TICK: u64 = 10_000_000;
 
 /// A process's name for all time: `tgid` and `start_boottime`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,11 +1,14 @@
 //! A bind or listen that was refused, and what has to be asked for it.
 
+use std::collections::BTreeSet;
+
 use portwatch_common::record::{self, Task, socket_flag};
 
 use super::conflict::{has_binder, is_owned};
 use super::lookup::{Place, Question, Subject};
-use super::process::Key;
+use super::process::{Key, comm};
 use crate::diagnose::facts::Call;
+use crate::filter::Filter;
 use crate::kernel::decode::Record;
 
 /// A bind or listen that came back with an error.
@@ -21,8 +24,10 @@ pub struct Refusal {
     pub task: Task,
     /// Its socket.
     pub socket: record::Socket,
-    /// The port that was asked for.
+    /// The port that the kernel tried.
     pub port: u16,
+    /// The port that was asked for, before a program of a cgroup made another of it.
+    pub requested: u16,
     /// `sun_path` that was asked for.
     pub name: Vec<u8>,
 }
@@ -52,6 +57,7 @@ impl Refusal {
                 0 => bind.requested.port,
                 _ => bind.rewritten.port,
             },
+            requested: bind.requested.port,
             name: name.to_vec(),
         }
     }
@@ -64,8 +70,22 @@ impl Refusal {
             task: listen.task,
             socket: listen.socket,
             port: listen.socket.local_port,
+            requested: listen.socket.local_port,
             name: name.to_vec(),
         }
+    }
+
+    /// Whether its event may pass a filter, by what its record tells. Before the kernel side's filters are
+    /// in force it lets everything through.
+    pub(super) fn may_pass(&self, filter: &Filter) -> bool {
+        let any = |of: &BTreeSet<u32>, one| of.is_empty() || of.contains(&one);
+        let mut ports = [self.port, self.requested, self.socket.local_port].into_iter();
+        let port = |port| filter.ports.iter().any(|range| range.contains(&port));
+        any(&filter.pids, self.task.tgid)
+            && any(&filter.uids, self.task.uid)
+            && any(&filter.netns, self.socket.netns)
+            && (filter.ports.is_empty() || ports.any(port))
+            && (filter.comms.is_empty() || filter.comms.contains(&*comm(&self.task.comm).0))
     }
 
     pub(super) fn key(&self) -> Key {

@@ -20,7 +20,8 @@ fn attribution() -> (Attribution, Asked) {
         to.lock().unwrap().extend(questions);
         Ok(())
     };
-    (Attribution::new(&[], Box::new(ask)), asked)
+    let patience = Patience::within(Duration::from_millis(250));
+    (Attribution::new(&[], Box::new(ask), patience), asked)
 }
 
 fn socket(address: u64, state: u8) -> Socket {
@@ -149,6 +150,40 @@ fn a_refusal_waits_for_its_answers() {
     // It was gone by the time it was looked at.
     assert_eq!(told[0].cause, Cause::ExitingHolder);
     assert!(!attribution.is_asking());
+}
+
+/// The kernel side lets everything through before its filters are in force.
+#[test]
+fn a_refusal_that_is_not_wanted_is_not_asked_about() {
+    let filters = [
+        Filter {
+            pids: [OWNER].into(),
+            ..Filter::default()
+        },
+        Filter {
+            uids: [1].into(),
+            ..Filter::default()
+        },
+        Filter {
+            netns: [NETNS + 1].into(),
+            ..Filter::default()
+        },
+        Filter {
+            ports: vec![81..=90],
+            ..Filter::default()
+        },
+        Filter {
+            comms: ["nginx".to_owned()].into(),
+            ..Filter::default()
+        },
+    ];
+    for filter in filters {
+        let (mut attribution, asked) = attribution();
+        attribution.choose(filter);
+        feed(&mut attribution, &[refusal(clock::monotonic()).as_bytes()]);
+        assert_eq!(subjects(&asked), []);
+        assert!(!attribution.is_asking());
+    }
 }
 
 /// With no hook and no walk: sock_diag's word.

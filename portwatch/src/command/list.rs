@@ -130,7 +130,7 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
                 count: sum.count,
                 expires_in_ms: sum.expires_in_ms,
                 ephemeral: seen
-                    .and_then(|seen| seen.ephemeral.as_ref())
+                    .and_then(|seen| seen.sysctls.local_port_range.as_ref())
                     .is_some_and(|range| range.contains(&port)),
             }));
         }

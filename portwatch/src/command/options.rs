@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -159,9 +160,9 @@ pub(super) fn zone(utc: bool) -> TimeZone {
     }
 }
 
-/// How the kernel side is put in place.
+/// How it is traced.
 #[derive(Debug, Clone, Copy, Args)]
-pub(super) struct KernelOptions {
+pub(super) struct TraceOptions {
     /// How to hook into the kernel
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub(super) backend: BackendChoice,
@@ -169,6 +170,10 @@ pub(super) struct KernelOptions {
     /// Size of the kernel's ring buffer: a power of two (64K to 1024M)
     #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = value::buffer)]
     pub(super) buffer: u32,
+
+    /// How long an event may wait for what explains it
+    #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = value::duration)]
+    pub(super) explain_within: Duration,
 }
 
 /// Whether a filter fits the kernel side.

@@ -10,8 +10,7 @@ use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use portwatch_common::map::filter as bit;
 
-use super::options::KernelOptions;
-use crate::attribute::looker::sysctls;
+use super::options::TraceOptions;
 use crate::attribute::process::{self, Found};
 use crate::event::{Body, Event, Missing, Start, Step};
 use crate::filter::{Filter, Kind};
@@ -23,6 +22,7 @@ use crate::kernel::side::{Choice, Control, KernelSide};
 use crate::kernel::snapshot::{self, Snapshot};
 use crate::kernel::stream::Batch;
 use crate::kernel::support::Unsupported;
+use crate::kernel::sysctls::Sysctls;
 use crate::kernel::tree::Tree;
 
 /// The hooks, in place and proven.
@@ -50,13 +50,13 @@ pub struct Prepared {
 /// If tracing is not possible here.
 pub(super) fn prepare(
     filter: &Filter,
-    kernel: KernelOptions,
+    options: TraceOptions,
     verbose: bool,
 ) -> anyhow::Result<Prepared> {
     let mut side = KernelSide::load(&Choice {
-        backend: kernel.backend.into(),
+        backend: options.backend.into(),
         parts: parts(filter),
-        buffer: kernel.buffer,
+        buffer: options.buffer,
         tree: filter.job.is_some(),
     })?;
     let mut ring = side.take_ring().context("the object has no ring buffer")?;
@@ -248,7 +248,7 @@ fn missing(side: &KernelSide) -> Vec<Missing> {
 }
 
 fn start(filter: &Filter, side: &KernelSide, missing: Vec<Missing>) -> Start {
-    let settings = sysctls(Path::new("/proc"));
+    let settings = Sysctls::read(Path::new("/proc"));
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())

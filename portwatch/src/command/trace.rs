@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{self, FilterOptions, Format, KernelOptions, When, create_private};
+use super::options::{self, FilterOptions, Format, TraceOptions, When, create_private};
 use super::pipeline::{self, Plan, Screen, Sinks};
 use super::prepare::prepare;
 use super::value;
@@ -35,7 +35,7 @@ pub struct Options {
     count: Option<u64>,
 
     #[command(flatten)]
-    kernel: KernelOptions,
+    trace: TraceOptions,
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +89,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Some(path) => Some((path.clone(), create_private(path)?)),
         None => None,
     };
-    let prepared = prepare(&filter, options.kernel, output.verbose > 0)?;
+    let prepared = prepare(&filter, options.trace, output.verbose > 0)?;
     let screen = if output.json || output.output == Format::Json {
         Screen::Json
     } else {
@@ -109,6 +109,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         filter,
         marks: None,
         count: options.count,
+        explain_within: options.trace.explain_within,
         sinks,
     };
     pipeline::block_on(stream(plan, options.duration))

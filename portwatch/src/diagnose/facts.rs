@@ -2,9 +2,8 @@
 //!
 //! What is not known is `None` or empty, and then decides nothing.
 
-use std::ops::RangeInclusive;
-
-use crate::event::{Actor, Address, Evidence, Holder, PortRange, Publishes, Socket, Text, Time};
+use crate::event::{Actor, Address, Evidence, Holder, Publishes, Socket, Text, Time};
+use crate::kernel::sysctls::Sysctls;
 
 /// The system call that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,38 +178,6 @@ pub enum PathState {
     InUse,
     /// A file that is left over: no open socket has this path.
     Stale,
-}
-
-/// Settings below `/proc/sys/net/ipv4` of the network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Sysctls {
-    /// `ip_local_port_range`.
-    pub local_port_range: Option<RangeInclusive<u16>>,
-    /// `ip_local_reserved_ports`, as it is written there.
-    pub local_reserved_ports: Option<String>,
-    /// `ip_unprivileged_port_start`.
-    pub unprivileged_port_start: Option<u16>,
-}
-
-impl Sysctls {
-    /// What they say of a port.
-    #[must_use]
-    pub fn place(&self, port: u16) -> PortRange {
-        let reserved = self.local_reserved_ports.as_deref();
-        let reserved = reserved.unwrap_or_default().split(',').any(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let bounds = (first.trim().parse::<u16>(), last.trim().parse::<u16>());
-            matches!(bounds, (Ok(first), Ok(last)) if (first..=last).contains(&port))
-        });
-        let within = self.local_port_range.as_ref();
-        PortRange {
-            ephemeral: !reserved && within.is_some_and(|range| range.contains(&port)),
-            reserved,
-            privileged: self
-                .unprivileged_port_start
-                .is_some_and(|start| port < start),
-        }
-    }
 }
 
 /// A port that was bound by asking for any, and given back, by the newcomer's process or one of its job.

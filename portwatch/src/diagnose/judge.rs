@@ -10,6 +10,7 @@ use super::rules::{Conflict, Endpoint, Overlap, Reuseport, Search, verdict};
 use crate::event::{
     Actor, Address, Ancestor, Cause, Evidence, Family, Ownership, State, Transport,
 };
+use crate::kernel::clock::TICK;
 
 /// A cause, and the holder it is about.
 #[derive(Debug)]
@@ -20,9 +21,6 @@ pub(super) struct Judgement<'a> {
     /// What the rules say of the two.
     pub(super) conflict: Option<Conflict>,
 }
-
-/// Nanoseconds of a tick of `/proc/PID/stat`.
-const TICK: u64 = 10_000_000;
 
 /// Programs that hold ports of the host for a container.
 const PROXIES: [&str; 8] = [

@@ -13,10 +13,11 @@ use proptest::sample::select;
 use self::fixture::*;
 use self::table::table_of_causes;
 use super::diagnose;
-use super::facts::{Call, Facts, Sysctls};
+use super::facts::{Call, Facts};
 use crate::event::{
     Cause, Conflict, Container, Evidence, Holder, Process, Socket, State, Transport,
 };
+use crate::kernel::sysctls::Sysctls;
 use crate::sink::text::{Color, Text};
 
 #[test]

@@ -4,6 +4,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::event::Time;
 
+/// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
+pub const TICK: u64 = 10_000_000;
+
 fn nanoseconds(clock: ClockId) -> i64 {
     // These clocks exist on every kernel that can run portwatch.
     clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())

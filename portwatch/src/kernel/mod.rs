@@ -22,4 +22,5 @@ pub mod sockets;
 pub mod stream;
 pub mod support;
 pub mod symbols;
+pub mod sysctls;
 pub mod tree;

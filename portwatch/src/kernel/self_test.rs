@@ -19,12 +19,11 @@ use portwatch_common::record::{cancel, evidence, kind};
 use super::decode::Record;
 use super::hook::Part;
 use super::side::KernelSide;
+use super::sock_diag::TCP_TIME_WAIT;
 use super::stream::Batch;
 
 /// How long the records are waited for.
 const PATIENCE: Duration = Duration::from_millis(400);
-
-const TCP_TIME_WAIT: u8 = 6;
 
 /// The programs that see sockets of UDP being released.
 pub const RELEASES: [&str; 3] = ["fentry_inet_release", "kprobe_inet_release", "sock_release"];

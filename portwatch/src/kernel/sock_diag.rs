@@ -15,7 +15,14 @@ use nix::sys::socket::{
 use portwatch_common::record::{Socket, option};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
-/// A bit for each state (include/net/tcp_states.h) that is asked for.
+/// The state (include/net/tcp_states.h) of a TCP socket in TIME_WAIT.
+pub const TCP_TIME_WAIT: u8 = 6;
+/// Of one that neither listens nor is connected.
+pub const TCP_CLOSE: u8 = 7;
+/// Of one that is bound and neither listens nor is connected, as sock_diag tells it.
+const TCP_BOUND_INACTIVE: u8 = 13;
+
+/// A bit for each state that is asked for.
 pub mod states {
     /// TCP_ESTABLISHED: of UDP a connected socket.
     pub const ESTABLISHED: u32 = 1 << 1;
@@ -30,9 +37,6 @@ pub mod states {
     /// All there are.
     pub const ALL: u32 = u32::MAX;
 }
-
-const TCP_CLOSE: u8 = 7;
-const TCP_BOUND_INACTIVE: u8 = 13;
 
 /// `SOCK_DIAG_BY_FAMILY`, include/uapi/linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -6,24 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use portwatch_common::record::{SnapshotEntry, Socket, Task, kind};
 use procfs::process::Process;
 use zerocopy::FromZeros as _;
 
+use super::clock::TICK;
 use super::netns::{self, Namespace};
 use super::side::describe;
-use super::sock_diag::{self, Told, states};
+use super::sock_diag::{self, TCP_CLOSE, TCP_TIME_WAIT, Told, states};
+use super::sysctls::Sysctls;
 use super::{decode, iterator, support};
-
-const TCP_TIME_WAIT: u8 = 6;
-const TCP_CLOSE: u8 = 7;
-/// IPPROTO_MPTCP, include/uapi/linux/in.h.
-const MPTCP: u16 = 262;
-/// Nanoseconds of a tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
-const TICK: u64 = 10_000_000;
 
 /// A socket that has a port.
 #[derive(Debug, Clone)]
@@ -47,12 +41,8 @@ pub struct Owned {
 pub struct Seen {
     /// Its name, if it is kept by one.
     pub name: Option<String>,
-    /// `net.ipv4.ip_local_port_range`.
-    pub ephemeral: Option<RangeInclusive<u16>>,
-    /// `net.ipv4.ip_local_reserved_ports`, as it is written there.
-    pub reserved: Option<String>,
-    /// `net.ipv4.ip_unprivileged_port_start`.
-    pub unprivileged: Option<u16>,
+    /// Its settings.
+    pub sysctls: Sysctls,
     /// Names of its interfaces, by index.
     interfaces: HashMap<u32, String>,
     told: Vec<Told>,
@@ -183,17 +173,11 @@ fn look(
 /// What the kernel tells of the calling thread's namespace, and what went wrong with some of it.
 fn within(inode: u32, wanted: States) -> (Seen, Option<io::Error>) {
     let (told, error) = tell(inode, wanted);
-    let setting = |name: &str| {
-        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
-        Some(text.trim().to_owned())
-    };
     let interfaces = nix::net::if_::if_nameindex().ok();
     let interfaces = interfaces.iter().flat_map(|list| list.iter());
     let seen = Seen {
         name: None,
-        ephemeral: setting("ip_local_port_range").and_then(|text| port_range(&text)),
-        reserved: setting("ip_local_reserved_ports"),
-        unprivileged: setting("ip_unprivileged_port_start").and_then(|text| text.parse().ok()),
+        sysctls: Sysctls::read(Path::new("/proc")),
         interfaces: interfaces
             .map(|one| (one.index(), one.name().to_string_lossy().into_owned()))
             .collect(),
@@ -222,13 +206,6 @@ fn tell(inode: u32, wanted: States) -> (Vec<Told>, Option<io::Error>) {
         }
     }
     (told, failed)
-}
-
-/// The two numbers of `ip_local_port_range`.
-fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
-    let mut numbers = text.split_whitespace().map(str::parse);
-    let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    Some(first..=last)
 }
 
 /// What to do with a socket that the kernel told of and that no process was seen to have.
@@ -322,7 +299,7 @@ impl Sockets {
         let mptcp: Vec<_> = self
             .sockets
             .iter()
-            .filter(|owned| owned.socket.protocol == MPTCP)
+            .filter(|owned| i32::from(owned.socket.protocol) == libc::IPPROTO_MPTCP)
             .map(|owned| place(&owned.socket))
             .collect();
         strangers.retain(|told| {
@@ -587,18 +564,12 @@ mod tests {
     fn subflows_are_not_told_beside_their_socket() {
         let mut sockets = Sockets::default();
         let mut mptcp = entry(1, 5, 7);
-        mptcp.socket.protocol = MPTCP;
+        mptcp.socket.protocol = libc::IPPROTO_MPTCP as u16;
         sockets.take_entries(&[mptcp]);
         let mut strangers = vec![told(6, 1, 10), told(0, 2, TCP_TIME_WAIT)];
         sockets.drop_subflows(&mut strangers);
         assert_eq!(strangers.len(), 1);
         assert_eq!(strangers[0].socket.cookie, 2);
-    }
-
-    #[test]
-    fn port_ranges() {
-        assert_eq!(port_range("32768\t60999\n"), Some(32768..=60999));
-        assert_eq!(port_range("32768"), None);
     }
 
     #[test]

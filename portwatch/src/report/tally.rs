@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use super::{Collision, Contested, Host, Lane, Mark, PortUse, Refusal, Report, Risk, SCHEMA, Span};
-use crate::diagnose::facts::Sysctls;
 use crate::event::{
-    Actor, Address, Body, Cause, Conflict, Holder, Missing, Outcome, Release, Result, Socket,
-    Start, Time, Transport,
+    Actor, Address, Body, Cause, Conflict, Container, Holder, Missing, Outcome, Release, Result,
+    Socket, Start, Time, Transport,
 };
+use crate::kernel::sysctls::Sysctls;
 
 /// How many refusals that are not alike are told of.
 const REFUSALS: usize = 1000;
@@ -506,7 +506,7 @@ impl Tally {
                     lane.spans.push(Span {
                         from,
                         until: Some(mark.time),
-                        address: holder.socket.socket.local.as_ref().and_then(ip),
+                        address: holder.socket.socket.local.as_ref().and_then(Address::ip),
                         pid,
                         holder: holder_party(holder),
                     });
@@ -614,19 +614,19 @@ fn inet(socket: &Socket) -> Option<(&Transport, std::net::IpAddr, u16)> {
     }
 }
 
-fn ip(address: &Address) -> Option<std::net::IpAddr> {
-    match address {
-        Address::Inet { address, .. } => Some(*address),
-        _ => None,
-    }
-}
-
 fn command(actor: &Actor) -> Command {
     let args = actor.process.args.as_deref().unwrap_or_default();
     (
         actor.comm.to_string(),
         args.iter().map(ToString::to_string).collect(),
     )
+}
+
+/// What containers that follow each other have in common, else a container's own name.
+fn shared_name(container: &Container) -> String {
+    container
+        .compose()
+        .unwrap_or_else(|| container.short_name().to_owned())
 }
 
 /// Whom somebody is of, as far as that outlives a process: a pod, a service of Compose, a container, a unit,
@@ -637,10 +637,7 @@ fn party(actor: &Actor) -> String {
         return pod.full_name();
     }
     if let Some(container) = &process.container {
-        return container.compose().unwrap_or_else(|| {
-            let id = || container.id.chars().take(12).collect();
-            container.name.as_deref().map_or_else(id, str::to_owned)
-        });
+        return shared_name(container);
     }
     match &process.unit {
         Some(unit) => unit.to_string(),
@@ -654,9 +651,7 @@ fn holder_party(holder: &Holder) -> Option<String> {
         if let Some(pod) = &publishes.pod {
             return Some(pod.full_name());
         }
-        let container = &publishes.container;
-        let name = container.name.as_deref().unwrap_or(&container.id);
-        return Some(container.compose().unwrap_or_else(|| name.to_owned()));
+        return Some(shared_name(&publishes.container));
     }
     holder.processes.first().map(party)
 }

@@ -62,14 +62,7 @@ pub(super) fn address(line: &mut String, address: &Address, device: Option<&str>
 /// Where a process belongs: to a container, else to a unit.
 pub(super) fn home(line: &mut String, actor: &Actor) {
     if let Some(container) = &actor.process.container {
-        let name = match &container.name {
-            Some(name) => escape(name),
-            // As many digits as `docker ps` shows.
-            None => match container.id.char_indices().nth(12) {
-                Some((end, _)) => escape(&container.id[..end]),
-                None => escape(&container.id),
-            },
-        };
+        let name = escape(container.short_name());
         let pod = actor.process.pod.as_ref();
         if let Some(pod) = pod.filter(|pod| pod.namespace.is_some()) {
             put(line, format_args!("{}/", escape(&pod.full_name())));

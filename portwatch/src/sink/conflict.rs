@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 
 use super::duration::Duration;
 use super::escape::escape;
+use super::moment::{self, moment};
 use crate::event::{
     Actor, Address, Conflict, Container, Holder, Ownership, Pod, State, Time, Transport,
 };
@@ -58,11 +59,9 @@ pub(super) fn held_by(holder: &Holder, at: Time, zone: &TimeZone) -> String {
         let _ = write!(text, ", frees in {}", Duration(left));
     }
     if let Some(bound_at) = holder.bound_at {
-        let since = zone.to_datetime(bound_at.timestamp());
+        let since = moment(bound_at, zone, moment::SECOND);
         let held = at.0.saturating_sub(bound_at.0).max(0).unsigned_abs() / 1_000_000;
-        let (hour, minute, second) = (since.hour(), since.minute(), since.second());
-        let held = Duration(held);
-        let _ = write!(text, " since {hour:02}:{minute:02}:{second:02} ({held})");
+        let _ = write!(text, " since {since} ({})", Duration(held));
     }
     if let Some(publishes) = &holder.publishes {
         let container = container(&publishes.container, publishes.pod.as_ref());
@@ -132,8 +131,6 @@ pub(super) fn place(actor: &Actor) -> Option<String> {
 }
 
 pub(super) fn container(container: &Container, pod: Option<&Pod>) -> String {
-    let id: String = container.id.chars().take(12).collect();
-    let name = container.name.as_deref().unwrap_or(&id);
     let compose = container
         .compose()
         .map(|compose| format!("compose {compose}"));
@@ -143,5 +140,9 @@ pub(super) fn container(container: &Container, pod: Option<&Pod>) -> String {
         .into_iter()
         .flatten()
         .collect();
-    format!("container {name} ({})", about.join(", "))
+    format!(
+        "container {} ({})",
+        container.short_name(),
+        about.join(", ")
+    )
 }

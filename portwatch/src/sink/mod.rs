@@ -9,6 +9,7 @@ pub(crate) mod duration;
 pub mod escape;
 pub mod json;
 pub mod list;
+mod moment;
 pub mod report;
 pub mod text;
 pub mod why;

@@ -13,6 +13,7 @@ use super::cell::{self, UNKNOWN};
 use super::conflict;
 use super::duration::Duration;
 use super::escape::escape;
+use super::moment::{self, moment};
 use crate::event::{
     Actor, Address, Body, Conflict, End, Event, Lost, Outcome, Phase, Reason, Result, Socket,
     Start, Time, Timewait,
@@ -183,10 +184,7 @@ impl Text {
             .as_ref()
             .is_none_or(|(shown, _)| *shown != second)
         {
-            let time = self.zone.to_datetime(time.timestamp());
-            let (hour, minute, second_of_minute) = (time.hour(), time.minute(), time.second());
-            let shown = format!("{hour:02}:{minute:02}:{second_of_minute:02}");
-            self.second = Some((second, shown));
+            self.second = Some((second, moment(time, &self.zone, moment::SECOND)));
         }
         if let Some((_, shown)) = &self.second {
             self.line.push_str(shown);

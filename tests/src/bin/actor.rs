@@ -16,6 +16,7 @@
 //! | `close` | pops one and closes it |
 //! | `swap` | exchanges the upper two |
 //! | `keep` | lets a program that is executed have it |
+//! | `yield` | sched_yield(2) |
 //! | `port`, `pid` | prints the local port, which `$port` in an address stands for from then on; the pid |
 //! | `say=WORD`, `wait` | prints a line, reads a line |
 //! | `stop` | stops itself by SIGSTOP |
@@ -183,6 +184,7 @@ impl Player {
             }
             "shutdown" => self.top().shutdown(),
             "close" => drop(self.sockets.pop()),
+            "yield" => std::thread::yield_now(),
             "swap" => {
                 let count = self.sockets.len();
                 self.sockets.swap(count - 1, count - 2);

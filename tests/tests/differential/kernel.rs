@@ -45,9 +45,9 @@ impl Said {
 
 /// A namespace with a second interface and addresses of IPv6.
 pub fn prepare(netns: &Netns) {
-    netns.ip(&format!("link add {OTHER} type veth peer name pw1"));
+    netns.ip(&format!("link add {OTHER} type bridge"));
     for address in ["fd00::1", "fd00::2"] {
-        netns.ip(&format!("addr add {address}/128 dev lo nodad"));
+        netns.ip(&format!("addr add {address}/128 dev lo"));
     }
     netns.sysctl("ipv4/ip_local_port_range", EPHEMERAL);
 }

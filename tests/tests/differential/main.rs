@@ -4,9 +4,10 @@
 //!
 //! They need root. `cargo xtask test differential` runs them. Each run takes
 //! other pairs: the seed it prints makes it take the same ones again with
-//! `PORTWATCH_SEED`, and `PORTWATCH_CASES` is how many it takes. A pair over
-//! which the two disagree is made as small as possible and kept in
-//! `regressions.txt`, from where every later run takes it first.
+//! `PORTWATCH_SEED`, and `PORTWATCH_CASES` is how many pairs it takes, and of
+//! crowds in proportion. A case over which the two disagree is made as small as
+//! possible and kept in `regressions.txt`, from where every later run takes it
+//! first.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -32,7 +33,7 @@ const REGRESSIONS: &str = concat!(
     "/tests/differential/regressions.txt"
 );
 
-/// How many cases there are, if nobody says another number.
+/// How many there are, if nobody says another number.
 const PAIRS: u32 = 10_000;
 const CROWDS: u32 = 300;
 
@@ -54,8 +55,12 @@ fn seed() -> [u8; 32] {
     seed
 }
 
+/// How many there are of what there usually is so many times.
 fn cases(usual: u32) -> u32 {
-    std::env::var("PORTWATCH_CASES").map_or(usual, |text| text.parse().unwrap())
+    let pairs = std::env::var("PORTWATCH_CASES");
+    pairs.map_or(usual, |text| {
+        (text.parse::<u32>().unwrap() * usual).div_ceil(PAIRS)
+    })
 }
 
 /// What the kernel said in how many cases of a kind: granted, refused.
@@ -120,11 +125,9 @@ fn a_newcomer_beside_one_holder() {
     let netns = Netns::new();
     kernel::prepare(&netns);
     let counts = netns.run_while_forking(|| {
-        let flaw = pair::loopback4_meets_ipv6(&mut Kernel::new());
-        if flaw {
-            println!("pair: this kernel takes IPv6 for 127.0.0.6; excepted");
-        }
-        let agree = |kernel: &mut Kernel, pair: &pair::Pair| pair::agree(kernel, pair, flaw);
+        let flaws = pair::Flaws::find(&mut Kernel::new());
+        print!("{flaws}");
+        let agree = |kernel: &mut Kernel, pair: &pair::Pair| pair::agree(kernel, pair, &flaws);
         run("pair", PAIRS, &pair::pair(), agree, pair::kind)
     });
     if cases(PAIRS) >= PAIRS {

@@ -148,31 +148,68 @@ pub fn pair() -> impl Strategy<Value = Pair> {
 /// LOOPBACK4_IPV6 of net/ipv6/tcp_ipv6.c: what a socket of AF_INET6 has for an address of IPv4.
 const LOOPBACK4_IPV6: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 6));
 
-/// Whether this kernel keeps a newcomer from 127.0.0.6 because of a connection of IPv6: up to 6.0
-/// it compares what stands for an address with one.
-pub fn loopback4_meets_ipv6(kernel: &mut Kernel) -> bool {
-    let plan = |address| Plan {
-        tcp: true,
-        address,
-        v6only: false,
-        reuseaddr: false,
-        reuseport: false,
-        uid: 0,
-        device: None,
-    };
-    let mut kept = Kept::default();
-    let connected = plan(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED));
-    let holder = kernel.hold(&connected, Holding::Autobound, false, &mut kept);
-    let newcomer = plan(LOOPBACK4_IPV6);
-    newcomer.bind(&newcomer.open(), holder.port) == Said::Refused
+/// What a kernel is known to do wrong, found out by provoking it.
+pub struct Flaws {
+    /// It keeps a newcomer from 127.0.0.6 because of a connection of IPv6: up to 6.0 what stands for an
+    /// address is compared with one.
+    loopback4_meets_ipv6: bool,
+    /// It grants a v4-mapped address beside the v4-mapped wildcard: Debian's 6.1.
+    mapped_wildcard_overlooked: bool,
 }
 
-/// Does it, and tells what the kernel said, if the rules say the same. `flaw`: the kernel may
-/// refuse 127.0.0.6 without a reason.
-pub fn agree(kernel: &mut Kernel, pair: &Pair, flaw: bool) -> Result<Said, String> {
-    let excepted = flaw && pair.newcomer.address == LOOPBACK4_IPV6 && pair.holder.address.is_ipv6();
+impl Flaws {
+    /// Those of the running kernel.
+    pub fn find(kernel: &mut Kernel) -> Self {
+        let plan = |address| Plan {
+            tcp: true,
+            address,
+            v6only: false,
+            reuseaddr: false,
+            reuseport: false,
+            uid: 0,
+            device: None,
+        };
+        let mut is_granted = |holder: IpAddr, holding, newcomer: IpAddr| {
+            let mut kept = Kept::default();
+            let holder = kernel.hold(&plan(holder), holding, false, &mut kept);
+            let newcomer = plan(newcomer);
+            newcomer.bind(&newcomer.open(), holder.port) == Said::Granted
+        };
+        let any = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        let (mapped_any, mapped_one) = (mapped([0, 0, 0, 0]), mapped([127, 0, 0, 1]));
+        Self {
+            loopback4_meets_ipv6: !is_granted(any, Holding::Autobound, LOOPBACK4_IPV6),
+            mapped_wildcard_overlooked: is_granted(mapped_any, Holding::Bound, mapped_one),
+        }
+    }
+
+    /// Whether the kernel may be wrong about a pair.
+    fn concern(&self, pair: &Pair) -> bool {
+        let (holder, newcomer) = (pair.holder.address, pair.newcomer.address);
+        let is_mapped =
+            |address: IpAddr| matches!(address, IpAddr::V6(of) if of.to_ipv4_mapped().is_some());
+        let loopback4 = newcomer == LOOPBACK4_IPV6 && holder.is_ipv6();
+        let wildcard = is_mapped(newcomer) && holder == mapped([0, 0, 0, 0]);
+        self.loopback4_meets_ipv6 && loopback4 || self.mapped_wildcard_overlooked && wildcard
+    }
+}
+
+impl std::fmt::Display for Flaws {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.loopback4_meets_ipv6 {
+            writeln!(f, "pair: this kernel takes IPv6 for 127.0.0.6; excepted")?;
+        }
+        if self.mapped_wildcard_overlooked {
+            writeln!(f, "pair: this kernel overlooks ::ffff:0.0.0.0; excepted")?;
+        }
+        Ok(())
+    }
+}
+
+/// Does it, and tells what the kernel said, if the rules say the same or it is known to be wrong.
+pub fn agree(kernel: &mut Kernel, pair: &Pair, flaws: &Flaws) -> Result<Said, String> {
     match hold_and_ask(kernel, pair) {
-        Err(_) if excepted => Ok(Said::Refused),
+        Err(_) if flaws.concern(pair) => Ok(Said::Refused),
         result => result,
     }
 }

@@ -2,20 +2,24 @@
 
 use portwatch_tests::expect::inet;
 use portwatch_tests::socket::{self, REUSEADDR, REUSEPORT, V6ONLY, address};
-use portwatch_tests::{Scenario, Socket};
+use portwatch_tests::{Actor, Netns, Scenario, Socket, Trace};
 use serde_json::{Value, json};
 
 use crate::connection::{Connection, SERVER};
 
-/// What a scenario's trace can know of a holder: where the kernel's check can be hooked the socket it
-/// met, else what a walk finds.
-fn evidence(scenario: &Scenario) -> &'static str {
-    let start = scenario.trace.lines(0)[0].clone();
+/// What a trace can know of a holder: where the kernel's check can be hooked the socket it met, else what
+/// a walk finds.
+fn evidence_of(start: &Value) -> &'static str {
     if start["parts"]["conflict"].is_string() {
         "locked"
     } else {
         "walked"
     }
+}
+
+/// The same of a scenario's trace.
+fn evidence(scenario: &Scenario) -> &'static str {
+    evidence_of(&scenario.trace.lines(0)[0])
 }
 
 /// The conflict of the scenario's failed bind, or listen, of this local port.
@@ -280,4 +284,47 @@ fn a_second_bind_of_one_socket() {
         conflict(&scenario, "bind", 8081)["cause"],
         json!("already-bound")
     );
+}
+
+/// Two processes take ports from each other, and nobody keeps one for long: where the kernel's check can
+/// be hooked each refusal names who had it, elsewhere it is told how many do not.
+#[test]
+fn two_processes_that_fight_for_ports() {
+    let netns = Netns::new();
+    let trace = Trace::start(&["--netns", &netns.inode().to_string(), "--failed"]);
+    let one = ["socket=tcp4", "bind?=127.0.0.1:8080", "yield", "close"];
+    let two = ["socket=udp4", "bind?=127.0.0.1:8080", "yield", "close"];
+    let steps = [&["repeat=500"], &one[..], &two, &["end"]].concat();
+    let mut fighters = [(); 2].map(|()| Actor::start(&netns, &steps));
+    for fighter in &mut fighters {
+        fighter.go();
+    }
+    for fighter in &mut fighters {
+        fighter.finish();
+    }
+    let lines = trace.stop().lines;
+    let refused: Vec<_> = (lines.iter())
+        .filter(|line| line["error"] == "EADDRINUSE")
+        .collect();
+    assert!(!refused.is_empty(), "nobody was in anybody's way");
+    let (held, without): (Vec<&Value>, Vec<&Value>) = refused
+        .iter()
+        .copied()
+        .partition(|line| line["conflict"]["cause"] != "unknown");
+    for line in held {
+        let holder = &line["conflict"]["holders"][0];
+        assert_eq!(holder["socket"]["local"], inet("127.0.0.1:8080"), "{line}");
+    }
+    println!(
+        "{} refusals, {} without a holder",
+        refused.len(),
+        without.len()
+    );
+    let told = lines.last().unwrap()["without_holder"]
+        .as_u64()
+        .unwrap_or(0);
+    assert_eq!(told, without.len() as u64);
+    if evidence_of(&lines[0]) == "locked" {
+        assert!(without.is_empty(), "{without:?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use portwatch_tests::expect::{enter, enter_late, release, socket, waiting, with};
+use portwatch_tests::expect::{enter_after, release, socket, waiting, with};
 use portwatch_tests::{Actor, Netns, Scenario, Trace};
 use serde_json::Value;
 
@@ -111,7 +111,7 @@ impl Connection {
     }
 
     /// The server's end is ended, then the client's, and how its TIME_WAIT begins is all that is seen.
-    fn end(self, trace: &Arc<Trace>, enter: impl FnOnce(Value, &str) -> Value) {
+    fn end(self, trace: &Arc<Trace>) {
         let Self {
             netns,
             mut server,
@@ -122,7 +122,7 @@ impl Connection {
         scenario.know("$server", server.identity());
         scenario.know("$client", client.identity());
         server.go();
-        scenario.netns.wait_for_fin_wait2("tcp", (8080, port));
+        let waited = scenario.netns.wait_for_fin_wait2("tcp", (8080, port));
         client.go();
         client.says("closed");
         scenario.netns.wait_for_timewait("tcp", (8080, port));
@@ -130,7 +130,7 @@ impl Connection {
         server.go();
         server.says("done");
         let connection = waiting(LISTENER, &format!("127.0.0.1:{port}"));
-        scenario.expect(&[enter(connection, "$server")]);
+        scenario.expect(&[enter_after(waited, connection, "$server")]);
     }
 }
 
@@ -143,7 +143,7 @@ fn connections_that_end_during_the_trace() {
     let half_closed = Connection::new(&["shutdown", "wait", "say=done", "wait"]);
     let then_closed = Connection::new(&["shutdown", "wait", "close", "say=done", "wait"]);
     let trace = Arc::new(Trace::start(&[]));
-    closed.end(&trace, enter_late);
-    half_closed.end(&trace, enter);
-    then_closed.end(&trace, enter);
+    closed.end(&trace);
+    half_closed.end(&trace);
+    then_closed.end(&trace);
 }

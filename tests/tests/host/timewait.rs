@@ -3,8 +3,9 @@
 use std::net::{SocketAddr, SocketAddrV4};
 
 use portwatch_tests::expect::{
-    Order, bind, compare, enter, enter_late, exit, listen, release, socket, waiting, with,
+    Order, bind, compare, enter, enter_after, exit, listen, release, socket, waiting, with,
 };
+use portwatch_tests::netns::FinWait2;
 use portwatch_tests::socket::{REUSEADDR, send_stray_segment};
 use portwatch_tests::{Actor, Identity, Scenario, Socket};
 use serde_json::{Value, json};
@@ -77,12 +78,14 @@ impl Pair {
         (port(&self.local), port(&self.remote))
     }
 
-    /// The server goes on and its peer gets to know of the close; then the client closes.
-    fn server_first(&mut self, table: &str) {
+    /// The server goes on and its peer gets to know of the close; then the client closes. Tells as what
+    /// the server's end waited for that.
+    fn server_first(&mut self, table: &str) -> FinWait2 {
         self.server.go();
-        self.scenario.netns.wait_for_fin_wait2(table, self.ports());
+        let waited = self.scenario.netns.wait_for_fin_wait2(table, self.ports());
         self.client.go();
         self.client.says("closed");
+        waited
     }
 
     /// Asserts what was seen besides the server's bind and listen.
@@ -99,10 +102,10 @@ impl Pair {
 #[test]
 fn the_server_closes_first() {
     let mut pair = Pair::new(("tcp4", "tcp4"), SERVER, SERVER, &["close", "wait"]);
-    pair.server_first("tcp");
+    let waited = pair.server_first("tcp");
     let connection = waiting(&pair.local, &pair.remote);
     let listener = socket("tcp", SERVER, &[]);
-    pair.expect(&listener, &[enter_late(connection, "$server")]);
+    pair.expect(&listener, &[enter_after(waited, connection, "$server")]);
 }
 
 #[test]
@@ -116,14 +119,13 @@ fn the_client_closes_first() {
     pair.client.go();
     pair.client.says("closed");
     let (server, client) = pair.ports();
-    pair.scenario
-        .netns
-        .wait_for_fin_wait2("tcp", (client, server));
+    let netns = &pair.scenario.netns;
+    let waited = netns.wait_for_fin_wait2("tcp", (client, server));
     pair.server.go();
     pair.server.says("x");
     let connection = waiting(&pair.remote, &pair.local);
     let listener = socket("tcp", SERVER, &[]);
-    pair.expect(&listener, &[enter_late(connection, "$client")]);
+    pair.expect(&listener, &[enter_after(waited, connection, "$client")]);
 }
 
 /// shutdown(2) keeps the socket, which then goes into TIME_WAIT without waiting in another form.
@@ -165,13 +167,16 @@ fn over_a_v4_mapped_address() {
 fn a_killed_process_closed_it() {
     let mut pair = Pair::new(("tcp4", "tcp4"), SERVER, SERVER, &[]);
     pair.server.kill();
-    pair.scenario.netns.wait_for_fin_wait2("tcp", pair.ports());
+    let waited = pair.scenario.netns.wait_for_fin_wait2("tcp", pair.ports());
     pair.client.go();
     pair.client.says("closed");
     let connection = waiting(&pair.local, &pair.remote);
     let listener = socket("tcp", SERVER, &[]);
     let gone = release(listener.clone(), "$server");
-    pair.expect(&listener, &[gone, enter_late(connection, "$server")]);
+    pair.expect(
+        &listener,
+        &[gone, enter_after(waited, connection, "$server")],
+    );
 }
 
 #[test]
@@ -192,10 +197,10 @@ fn a_child_that_inherited_it_closed_it() {
     let said = [pair.server.said(), pair.server.said()];
     let child = said.iter().find_map(|line| line.parse().ok()).unwrap();
     pair.scenario.know("$child", Identity::of(child));
-    pair.server_first("tcp");
+    let waited = pair.server_first("tcp");
     let connection = waiting(&pair.local, &pair.remote);
     let listener = socket("tcp", SERVER, &[]);
-    pair.expect(&listener, &[enter_late(connection, "$child")]);
+    pair.expect(&listener, &[enter_after(waited, connection, "$child")]);
 }
 
 #[test]

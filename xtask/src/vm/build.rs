@@ -1,4 +1,5 @@
-//! Programs for guests: linked statically, since a guest has no libraries.
+//! The tests, and portwatch for guests: linked statically, since a guest has no libraries. This machine's
+//! levels run the same test programs, so that they are built once.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,6 +22,8 @@ pub struct Programs {
     pub btf: PathBuf,
     /// The test of the hooks' prototypes.
     pub prototypes: PathBuf,
+    /// The test of the rules by which binds are refused.
+    pub differential: PathBuf,
 }
 
 /// Builds them.
@@ -28,7 +31,7 @@ pub fn programs(arch: Arch) -> Result<Programs> {
     let built = Built::new(
         arch,
         &["portwatch", "actor"],
-        &["host", "btf", "prototypes"],
+        &["host", "btf", "prototypes", "differential"],
     )?;
     Ok(Programs {
         portwatch: built.executable("bin", "portwatch")?,
@@ -36,6 +39,7 @@ pub fn programs(arch: Arch) -> Result<Programs> {
         host: built.executable("test", "host")?,
         btf: built.executable("test", "btf")?,
         prototypes: built.executable("test", "prototypes")?,
+        differential: built.executable("test", "differential")?,
     })
 }
 
@@ -47,26 +51,15 @@ pub struct Built {
 impl Built {
     /// Builds programs and test programs.
     pub fn new(arch: Arch, programs: &[&str], tests: &[&str]) -> Result<Self> {
-        let target = format!("{}-unknown-linux-gnu", arch.name());
-        let variable = target.replace('-', "_").to_uppercase();
         let mut command = cargo();
         command
-            .args(["build", "--locked", "--profile", "tests"])
-            .args(["--target", &target])
-            .args(["-p", "portwatch", "-p", "portwatch-tests"])
+            .args(["build", "--locked"])
             .args(programs.iter().flat_map(|name| ["--bin", name]))
             .args(tests.iter().flat_map(|name| ["--test", name]))
             .args(["--message-format", "json-render-diagnostics"])
-            .envs(
-                linker(arch, &target)?
-                    .map(|linker| (format!("CARGO_TARGET_{variable}_LINKER"), linker)),
-            )
-            .env(
-                format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
-                "-C target-feature=+crt-static",
-            )
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());
+        choose(&mut command, arch)?;
         let messages = output(&mut command)?;
         Ok(Self { messages })
     }
@@ -115,6 +108,24 @@ fn linker(arch: Arch, target: &str) -> Result<Option<String>> {
         .with_context(|| format!("no standard library of Rust for {target}"))?;
     }
     Ok(Some(linker))
+}
+
+/// Has cargo build the packages with tests for an architecture, as guests need them.
+pub fn choose(command: &mut Command, arch: Arch) -> Result<()> {
+    let target = format!("{}-unknown-linux-gnu", arch.name());
+    let variable = target.replace('-', "_").to_uppercase();
+    command
+        .args(["--profile", "tests", "--target", &target])
+        .args(["-p", "portwatch", "-p", "portwatch-tests"])
+        .envs(
+            linker(arch, &target)?
+                .map(|linker| (format!("CARGO_TARGET_{variable}_LINKER"), linker)),
+        )
+        .env(
+            format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
+            "-C target-feature=+crt-static",
+        );
+    Ok(())
 }
 
 fn output(command: &mut Command) -> Result<String> {

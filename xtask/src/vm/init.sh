@@ -23,8 +23,8 @@ while read -r module; do
     insmod "/modules/$module" || echo "cannot load $module"
 done </modules/order
 
-export PORTWATCH_BIN=/suite/portwatch PORTWATCH_TEST_PATIENCE RUST_BACKTRACE=1
-for test in $TYPES; do
+export PORTWATCH_BIN=/suite/portwatch PORTWATCH_CASES PORTWATCH_TEST_PATIENCE RUST_BACKTRACE=1
+for test in $KERNEL; do
     echo "@begin $test"
     "/suite/$test" --show-output $FILTERS
     echo "@end $?"

@@ -17,7 +17,8 @@ const GROUP: &[u8] = b"root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n";
 
 /// What of the checkout the tests read, which look for it where it was built, and what
 /// makes the folder through which their path to it leads.
-const READ_BY_TESTS: [&str; 3] = [
+const READ_BY_TESTS: [&str; 4] = [
+    "tests/tests/differential/regressions.txt",
     "docs/schema/portwatch-1.schema.json",
     "tests/Cargo.toml",
     "portwatch/Cargo.toml",
@@ -61,6 +62,7 @@ pub fn make(
     add("/suite/deps/host", &programs.host)?;
     add("/suite/btf", &programs.btf)?;
     add("/suite/prototypes", &programs.prototypes)?;
+    add("/suite/differential", &programs.differential)?;
     let mut order = String::new();
     for module in &kernel.modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();

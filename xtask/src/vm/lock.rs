@@ -101,6 +101,14 @@ impl Arch {
         }
     }
 
+    /// This machine's.
+    pub fn here() -> Result<Self> {
+        let known = Self::value_variants().iter();
+        let mut here = known.copied().filter(|arch| arch.is_here());
+        here.next()
+            .with_context(|| format!("not known for {}", std::env::consts::ARCH))
+    }
+
     /// Whether it is this machine's.
     pub fn is_here(self) -> bool {
         self.name() == std::env::consts::ARCH

@@ -16,7 +16,7 @@ mod verified;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::thread;
 
@@ -93,6 +93,11 @@ pub fn vm(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Has cargo build tests for this machine as it does for guests.
+pub fn choose_tests(command: &mut Command) -> Result<()> {
+    build::choose(command, Arch::here()?)
 }
 
 /// Runs the whole matrix of x86_64, as a level of `cargo xtask test`.
@@ -318,10 +323,11 @@ impl Run<'_> {
             }
         }
         format!(
-            "PORT={}\nTYPES='{}'\nBACKENDS='{backends}'\nONCE='{once}'\nSLOW='{slow}'\n\
+            "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{backends}'\nONCE='{once}'\nSLOW='{slow}'\n\
              FILTERS='{}'\nSKIPPED='{skipped}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
             guest::result_port(kernel.arch),
-            suite::TYPES,
+            suite::KERNEL,
+            suite::CASES,
             filters.join(" ")
         )
     }

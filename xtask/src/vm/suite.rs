@@ -11,8 +11,12 @@ pub fn backends(arch: Arch, series: &str) -> &'static [&'static str] {
     }
 }
 
-/// Tests of the library that concern the kernel's types.
-pub const TYPES: &str = "btf prototypes";
+/// Tests that concern the kernel itself and not what a backend sees of it: its types, and by which rules
+/// it refuses a bind.
+pub const KERNEL: &str = "btf prototypes differential";
+
+/// How many pairs of sockets the last of them takes.
+pub const CASES: u32 = 2000;
 
 /// Scenarios that trace nothing: no backend concerns them, and they are run once.
 pub const ONCE: [&str; 2] = ["list::", "why::"];

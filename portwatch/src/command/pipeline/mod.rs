@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
-use portwatch_common::map::filter as bit;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::emission::{Emission, Output, Renderer};
@@ -25,7 +24,7 @@ use self::writer::{Writer, spawn_writer};
 use super::prepare::Prepared;
 use crate::attribute::Attribution;
 use crate::attribute::looker::Looker;
-use crate::attribute::lookup::{self, Answer, Ask, Question};
+use crate::attribute::lookup::{self, Answer, Ask, Patience, Question};
 use crate::attribute::marks::Marks;
 use crate::attribute::process::{self, Found};
 use crate::event::Event;
@@ -59,6 +58,8 @@ pub struct Plan {
     pub marks: Option<Arc<Marks>>,
     /// After how many events to end.
     pub count: Option<u64>,
+    /// How long an event may wait for what explains it.
+    pub explain_within: Duration,
     /// Where to.
     pub sinks: Sinks,
 }
@@ -168,10 +169,9 @@ pub fn start(plan: Plan) -> anyhow::Result<Running> {
     let identified = side.take_identified();
     let side = Arc::new(side);
     let (ask, answers) = spawn_looker(Arc::clone(&side))?;
-    let mut attribution = Attribution::new(&prepared.snapshot.held, ask);
-    if plan.filter.in_kernel() & !bit::UNIX == 0 {
-        attribution.sees_all();
-    }
+    let patience = Patience::within(plan.explain_within);
+    let mut attribution = Attribution::new(&prepared.snapshot.held, ask, patience);
+    attribution.choose(plan.filter.clone());
     if let Some(marks) = plan.marks {
         attribution.watch(marks);
     }

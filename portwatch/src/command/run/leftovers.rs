@@ -13,9 +13,9 @@ use crate::attribute::container::Kept;
 use crate::attribute::marks::Marks;
 use crate::attribute::process::from_proc;
 use crate::command::list::{Actors, listed};
-use crate::command::why::settings;
 use crate::diagnose::remove_container;
 use crate::event::{Actor, HeldSocket, Membership, Transport};
+use crate::kernel::clock::TICK;
 use crate::kernel::netns;
 use crate::kernel::sockets::{self, Owned, Scope, Sockets, task_of};
 use crate::report::{Killed, LeftBehind, LeftContainer, LeftPort, LeftTimewait, Leftover, Tally};
@@ -35,9 +35,6 @@ pub(super) struct Alive {
     start: u64,
     descriptor: OwnedFd,
 }
-
-/// A tick of `/proc/PID/stat`: USER_HZ is 100 on all of portwatch's architectures.
-const TICK: u64 = 10_000_000;
 
 impl Alive {
     /// The process that has the pid, if it is the one that was started then.
@@ -133,7 +130,7 @@ pub(super) fn look(alive: &[Alive], marks: &Marks, tally: &mut Tally) -> LeftBeh
     }
     let sockets = sockets::all(Scope::Bound);
     for (netns, seen) in &sockets.namespaces {
-        tally.settle(*netns, settings(Some(seen)));
+        tally.settle(*netns, seen.sysctls.clone());
     }
     let processes = leftovers(alive, &sockets, &mut actors);
     for left in &mut containers {

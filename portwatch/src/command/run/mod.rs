@@ -24,7 +24,7 @@ use self::ci::Choice;
 use self::output::{Outputs, WhereTo};
 use self::signals::{Arrived, Signals};
 use self::user::runner;
-use super::options::{FilterOptions, Format, KernelOptions, When};
+use super::options::{FilterOptions, Format, TraceOptions, When};
 use super::pipeline::{self, Plan, Running, Screen, Sinks};
 use super::prepare::{self, prepare};
 use super::value;
@@ -81,7 +81,7 @@ pub struct Options {
     output: OutputOptions,
 
     #[command(flatten)]
-    kernel: KernelOptions,
+    trace: TraceOptions,
 }
 
 #[derive(Debug, Args)]
@@ -249,7 +249,7 @@ fn watch(
     events: Option<(PathBuf, File)>,
 ) -> anyhow::Result<(Plan, Tree)> {
     support::preflight(Path::new("/"))?;
-    let mut prepared = prepare(filter, options.kernel, options.output.verbose > 0)?;
+    let mut prepared = prepare(filter, options.trace, options.output.verbose > 0)?;
     let tree = prepare::tree(&mut prepared.side)?;
     let watcher = move |event: &Event| {
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,6 +260,7 @@ fn watch(
         filter: filter.clone(),
         marks: None,
         count: None,
+        explain_within: options.trace.explain_within,
         sinks: Sinks {
             screen: Screen::Nothing,
             file: events,

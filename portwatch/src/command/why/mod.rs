@@ -18,7 +18,7 @@ use self::recording::last_use;
 use super::list::{Actors, listed, name};
 use super::options::Format;
 use super::{Usage, value};
-use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Sysctls};
+use crate::diagnose::facts::{Call, Facts, Held, KernelSocket};
 use crate::diagnose::foresee;
 use crate::event::{
     Address, Body, Cause, Conflict, Event, Evidence, Family, Holder, Newcomer,
@@ -161,14 +161,15 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let places = places(&sockets, options, time, &mut actors);
     let published = published(&mut actors, options, &places);
     let host = netns::host();
-    let settings = settings(host.and_then(|host| sockets.namespaces.get(&host)));
+    let seen = host.and_then(|host| sockets.namespaces.get(&host));
+    let sysctls = seen.map(|seen| seen.sysctls.clone()).unwrap_or_default();
     let why = Why {
         port,
         held: !places.is_empty() || !published.is_empty(),
         places,
         published,
         last_use,
-        range: settings.place(port),
+        range: sysctls.place(port),
     };
     let held = why.held;
     let looked_at = sockets.namespaces.len();
@@ -256,8 +257,8 @@ fn place(
     held: Vec<Held>,
 ) -> Place {
     let port = options.port.port;
-    let settings = settings(seen);
-    let range = settings.place(port);
+    let sysctls = seen.map(|seen| seen.sysctls.clone()).unwrap_or_default();
+    let range = sysctls.place(port);
     let uid = options.uid.unwrap_or_else(caller);
     let mut first = None;
     let newcomers = kinds(options, &held).into_iter().map(|(address, kind)| {
@@ -268,7 +269,7 @@ fn place(
             newcomer(protocol, address, port, kind, netns),
         );
         facts.uid = Some(uid);
-        facts.sysctls = settings.clone();
+        facts.sysctls = sysctls.clone();
         facts.host_netns = netns::host();
         facts.evidence = Some(Evidence::Userspace);
         facts.holders.clone_from(&held);
@@ -404,15 +405,6 @@ fn caller() -> u32 {
     invoking.unwrap_or_else(|| nix::unistd::getuid().as_raw())
 }
 
-/// The settings of a namespace, as far as they could be read.
-pub(super) fn settings(seen: Option<&Seen>) -> Sysctls {
-    seen.map_or_else(Sysctls::default, |seen| Sysctls {
-        local_port_range: seen.ephemeral.clone(),
-        local_reserved_ports: seen.reserved.clone(),
-        unprivileged_port_start: seen.unprivileged,
-    })
-}
-
 /// The containers that publish the port.
 fn published(actors: &mut Actors, options: &Options, places: &[Place]) -> Vec<Published> {
     let all = actors
@@ -454,7 +446,6 @@ fn published(actors: &mut Actors, options: &Options, places: &[Place]) -> Vec<Pu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::PortRange;
 
     #[test]
     fn what_is_asked_for() {
@@ -476,28 +467,5 @@ mod tests {
         ] {
             assert!(wanted(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn what_settings_say() {
-        let settings = Sysctls {
-            local_port_range: Some(32768..=60999),
-            local_reserved_ports: Some("8080,40000-40010".to_owned()),
-            unprivileged_port_start: Some(1024),
-        };
-        let says = |port| {
-            let PortRange {
-                ephemeral,
-                reserved,
-                privileged,
-            } = settings.place(port);
-            (ephemeral, reserved, privileged)
-        };
-        assert_eq!(says(80), (false, false, true));
-        assert_eq!(says(1024), (false, false, false));
-        assert_eq!(says(8080), (false, true, false));
-        assert_eq!(says(32768), (true, false, false));
-        assert_eq!(says(40005), (false, true, false));
-        assert_eq!(Sysctls::default().place(80), PortRange::default());
     }
 }

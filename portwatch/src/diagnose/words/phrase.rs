@@ -45,17 +45,13 @@ pub(super) fn in_words(held: &Held) -> String {
 }
 
 pub(super) fn ip(address: Option<&Address>) -> String {
-    match address {
-        Some(Address::Inet { address, .. }) => address.to_string(),
-        _ => "it".to_owned(),
-    }
+    let ip = address.and_then(Address::ip);
+    ip.map_or_else(|| "it".to_owned(), |ip| ip.to_string())
 }
 
 pub(super) fn is_any_v6(address: Option<&Address>) -> bool {
-    let Some(Address::Inet { address, .. }) = address else {
-        return false;
-    };
-    matches!(address, IpAddr::V6(address) if address.is_unspecified())
+    let ip = address.and_then(Address::ip);
+    matches!(ip, Some(IpAddr::V6(ip)) if ip.is_unspecified())
 }
 
 /// How a container is stopped, so that it does not come back at once.
@@ -70,8 +66,7 @@ pub(super) fn stop_container(container: &Container, pod: Option<&Pod>) -> String
         "ctr" => "tasks kill",
         _ => "stop",
     };
-    let short = short(container);
-    let name = container.name.as_deref().unwrap_or(&short);
+    let name = container.short_name();
     format!("stop container {name} ({client} {stop} {handle})")
 }
 
@@ -90,25 +85,19 @@ pub(crate) fn remove_container(container: &Container, pod: Option<&Pod>) -> Stri
 }
 
 /// The program that knows a container, and what it is to that: its name, or the beginning of its id.
-fn client(container: &Container) -> Option<(&'static str, String)> {
-    let short = short(container);
+fn client(container: &Container) -> Option<(&'static str, &str)> {
+    let short = container.short_id();
     let name = container.name.as_deref();
-    let handle = name.filter(|name| is_plain(name)).unwrap_or(&short);
+    let handle = name.filter(|name| is_plain(name)).unwrap_or(short);
     Some(match &*container.runtime {
-        "docker" => ("docker", handle.to_owned()),
-        "podman" => ("podman", handle.to_owned()),
-        "containerd" if container.labels.contains_key("nerdctl/name") => {
-            ("nerdctl", handle.to_owned())
-        }
+        "docker" => ("docker", handle),
+        "podman" => ("podman", handle),
+        "containerd" if container.labels.contains_key("nerdctl/name") => ("nerdctl", handle),
         // Of `ctr` the id is a name.
-        "containerd" if name == Some(&*container.id) => ("ctr", container.id.to_string()),
+        "containerd" if name == Some(&*container.id) => ("ctr", &container.id),
         "containerd" | "cri-o" => ("crictl", short),
         _ => return None,
     })
-}
-
-fn short(container: &Container) -> String {
-    container.id.chars().take(12).collect()
 }
 
 /// How a whole pod is: a container alone would be started again by Kubernetes, and in podman's the ports
@@ -133,8 +122,7 @@ fn stop_pod(pod: &Pod) -> Option<String> {
 
 /// A container with its image and, of Compose, its project and service.
 pub(super) fn named(container: &Container, pod: Option<&Pod>) -> String {
-    let short = short(container);
-    let name = container.name.as_deref().unwrap_or(&short);
+    let name = container.short_name();
     let compose = container
         .compose()
         .map(|compose| format!("compose {compose}"));

@@ -10,6 +10,7 @@ use crate::event::Time;
 use crate::report::{Refusal, Report};
 use crate::sink::conflict::held_by;
 use crate::sink::escape::escape;
+use crate::sink::moment::{self, moment};
 
 const STYLE: &str = include_str!("html/style.css");
 /// How many rows a table has; the JSON has them all.
@@ -77,7 +78,7 @@ fn headline(report: &Report) -> String {
 fn span_of_time(report: &Report, zone: &TimeZone) -> Markup {
     html! {
         @if let (Some(from), Some(until)) = (report.from, report.until) {
-            p.quiet { (moment(from, zone)) " to " (moment(until, zone)) }
+            p.quiet { (date(from, zone)) " to " (date(until, zone)) }
         }
         @for host in &report.hosts {
             @if let (Some(kernel), Some(boot_id)) = (&host.kernel, &host.boot_id) {
@@ -103,7 +104,7 @@ fn one_refusal(refusal: &Refusal, zone: &TimeZone) -> Markup {
     html! {
         article {
             p {
-                time { (moment(refusal.first, zone)) } " "
+                time { (date(refusal.first, zone)) } " "
                 code { (text(&refused(refusal))) }
                 @if refusal.count > 1 {
                     " " span.count { (refusal.count) " times, last at " (clock(refusal.last, zone)) }
@@ -205,7 +206,7 @@ fn ports(report: &Report, zone: &TimeZone) -> Markup {
                             td { (protocol) }
                             td { code { (address) } }
                             td { code { (text(&who(port.process.as_ref(), "-"))) } }
-                            td { (moment(port.from, zone)) }
+                            td { (date(port.from, zone)) }
                             td {
                                 @match port.until {
                                     Some(until) => (clock(until, zone)),
@@ -254,18 +255,9 @@ fn rest(count: usize) -> Markup {
 }
 
 fn clock(time: Time, zone: &TimeZone) -> String {
-    let at = zone.to_datetime(time.timestamp());
-    let millisecond = time.0.rem_euclid(1_000_000_000) / 1_000_000;
-    format!(
-        "{:02}:{:02}:{:02}.{millisecond:03}",
-        at.hour(),
-        at.minute(),
-        at.second()
-    )
+    moment(time, zone, moment::MILLISECOND)
 }
 
-fn moment(time: Time, zone: &TimeZone) -> String {
-    let at = zone.to_datetime(time.timestamp());
-    let date = format!("{:04}-{:02}-{:02}", at.year(), at.month(), at.day());
-    format!("{date} {}", clock(time, zone))
+fn date(time: Time, zone: &TimeZone) -> String {
+    moment(time, zone, moment::DATE_MILLISECOND)
 }

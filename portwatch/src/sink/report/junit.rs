@@ -99,7 +99,7 @@ fn cases(report: &Report) -> Vec<Case> {
     });
     let containers = left.map_or(&[][..], |left| &left.containers);
     let containers = containers.iter().map(|left| {
-        let name = left.container.name.as_ref().unwrap_or(&left.container.id);
+        let name = left.container.short_name();
         (format!("container {name}"), vec![left_container(left)])
     });
     let timewaits = left.map_or(&[][..], |left| &left.timewaits);

@@ -11,6 +11,7 @@ use crate::event::Time;
 use crate::report::{Lane, Report};
 use crate::sink::conflict::explain;
 use crate::sink::escape::escape;
+use crate::sink::moment::{self, moment};
 use crate::sink::text::Color;
 
 /// How many lines a list has in text; the rest is in the JSON.
@@ -96,7 +97,8 @@ impl Out<'_> {
             }
         };
         if let (None, Some(from), Some(until)) = (&report.job, report.from, report.until) {
-            let (from, until) = (self.day(from), self.day(until));
+            let day = |time| moment(time, &self.style.zone, moment::DATE_SECOND);
+            let (from, until) = (day(from), day(until));
             let _ = write!(head, ", {from} to {until}");
         }
         if let Some(why) = report.job.as_ref().and_then(|job| job.unwatched.as_deref()) {
@@ -340,26 +342,6 @@ impl Out<'_> {
     }
 
     fn clock(&self, time: Time) -> String {
-        let at = self.style.zone.to_datetime(time.timestamp());
-        let millisecond = time.0.rem_euclid(1_000_000_000) / 1_000_000;
-        format!(
-            "{:02}:{:02}:{:02}.{millisecond:03}",
-            at.hour(),
-            at.minute(),
-            at.second()
-        )
-    }
-
-    fn day(&self, time: Time) -> String {
-        let at = self.style.zone.to_datetime(time.timestamp());
-        format!(
-            "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
-            at.year(),
-            at.month(),
-            at.day(),
-            at.hour(),
-            at.minute(),
-            at.second()
-        )
+        moment(time, &self.style.zone, moment::MILLISECOND)
     }
 }

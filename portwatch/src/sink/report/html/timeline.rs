@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 use maud::{Markup, html};
 
-use super::{clock, moment, text};
+use super::{clock, date, text};
 use crate::event::Time;
 use crate::report::{Lane, Mark, Report, Span};
 
@@ -80,7 +80,7 @@ fn axis(scale: &Scale, height: f64, zone: &TimeZone) -> Markup {
             @let anchor = if number == ticks { "end" } else { "start" };
             line x1=(x) x2=(x) y1=(AXIS - 6.0) y2=(height) class="grid" {}
             text x=(x) y="12" class="tick" text-anchor=(anchor) {
-                @if long { (moment(tick(number), zone).get(..16).unwrap_or_default()) }
+                @if long { (date(tick(number), zone).get(..16).unwrap_or_default()) }
                 @else { (clock(tick(number), zone)) }
             }
         }
@@ -127,7 +127,7 @@ fn bar(span: &Span, y: f64, scale: &Scale, zone: &TimeZone) -> Markup {
     let shown = holder.chars().count() as f64 * CHARACTER + 8.0 < width;
     html! {
         rect x=(left) y=(y + 9.0) width=(width) height=(HEIGHT - 10.0) rx="2" class={ "bar c" (color) } {
-            title { (holder) (address) ", from " (moment(span.from, zone)) " " (until) }
+            title { (holder) (address) ", from " (date(span.from, zone)) " " (until) }
         }
         @if shown { text x=(left + 4.0) y=(y + 20.0) class="holder" { (holder) } }
     }
@@ -142,7 +142,7 @@ fn one_mark(mark: &Mark, y: f64, scale: &Scale, zone: &TimeZone) -> Markup {
     let error = mark.error.as_deref().unwrap_or("refused");
     html! {
         path d=(format!("M{x:.1} {:.1} l5 -8 l-10 0 z", y + 9.0)) class="mark" {
-            title { (moment(mark.time, zone)) ": " (text(&newcomer)) " gets " (error) ": " (mark.cause.id()) }
+            title { (date(mark.time, zone)) ": " (text(&newcomer)) " gets " (error) ": " (mark.cause.id()) }
         }
     }
 }
