@@ -111,7 +111,7 @@ fn of_containerd_and_cri_o() {
     host.write(METADATA_PATH, METADATA);
     let cases = [
         ("web-1", "2026-11-25T13:41:01.210319686Z"),
-        (CRI, ""),
+        (CRI, "2026-11-25T13:41:01.403035455Z"),
         ("none", ""),
     ];
     for (id, created) in cases {
