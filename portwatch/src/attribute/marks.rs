@@ -123,7 +123,10 @@ mod tests {
         }
     }
 
-    fn marks(environment: &'static [(&str, &str)]) -> Marks {
+    /// Variables and their values.
+    type Environment = &'static [(&'static str, &'static str)];
+
+    fn marks(environment: Environment) -> Marks {
         Marks::new(Time(BEGIN), Some(Path::new("/srv/shop")), |name| {
             let found = environment.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -136,14 +139,15 @@ mod tests {
     #[test]
     fn containers_by_when_they_were_created_and_by_their_labels() {
         use Membership::{Container, Label};
-        const GITLAB: &[(&str, &str)] = &[
+        const GITLAB: Environment = &[
             ("CI_JOB_ID", "7"),
             ("CI_JOB_URL", "https://git.example/shop/-/jobs/7"),
         ];
         const ID: &str = "com.gitlab.gitlab-runner.job.id";
         const URL: &str = "com.gitlab.gitlab-runner.job.url";
-        const NOTHING: &[(&str, &str)] = &[];
-        let cases: &[(&str, &'static [(&str, &str)], Named, Option<Membership>)] = &[
+        const NOTHING: Environment = &[];
+        type Case = (&'static str, Environment, Named, Option<Membership>);
+        let cases: &[Case] = &[
             (
                 "created at the very start",
                 NOTHING,
