@@ -5,7 +5,6 @@ use std::time::Instant;
 use portwatch_common::record::{self, socket_flag};
 
 use super::conflict::{evidence_of, has_binder, is_owned};
-use super::container::{agreed, only};
 use super::convert::{address, socket, unix_address};
 use super::ledger::Tenure;
 use super::lookup::{Finding, FoundSocket, Owner, Place, Subject};
@@ -16,7 +15,7 @@ use super::{Attribution, milliseconds};
 use crate::diagnose;
 use crate::diagnose::facts::{Call, Facts, Held, KernelSocket, Origin, Probe, RangeUse, Tie};
 use crate::event::{
-    Actor, Conflict, Evidence, Family, HeldSocket, Holder, Options, Ownership, Publishes, Socket,
+    Actor, Conflict, Evidence, Family, HeldSocket, Holder, Options, Ownership, Socket,
 };
 use crate::kernel::clock::TICK;
 use crate::kernel::sock_diag::TCP_TIME_WAIT;
@@ -99,16 +98,6 @@ impl Attribution {
             facts.reached_kernel = Some(false);
         }
         diagnose::diagnose(&facts)
-    }
-
-    /// The container for which a process, a runtime's, was refused a socket. If it is the job's, so is the
-    /// process; of several that may have wanted it, the job's did.
-    fn wanted(&mut self, socket: &Socket, process: &mut Actor) -> Option<Publishes> {
-        let mut wanting = (self.containers).wanting(socket, process, false, Instant::now());
-        only(&mut wanting, |one| self.membership(&one.named).is_some());
-        let job = wanting.first().and_then(|one| self.membership(&one.named));
-        process.job = process.job.or(job);
-        agreed(wanting, socket).map(Into::into)
     }
 
     fn standing(&self, key: Key) -> Option<Standing> {

@@ -13,7 +13,7 @@ use portwatch_common::map::{QUERIES_CAPACITY, filter as bit};
 use portwatch_common::record::{self, kind, socket_flag};
 
 use self::conflict::Conflicts;
-use self::container::{Containers, Named};
+use self::container::Containers;
 pub use self::convert::socket;
 use self::convert::{family, requested_address, rewritten_address, same, unix_address};
 use self::ledger::Ledger;
@@ -25,7 +25,7 @@ use self::refusal::Refusal;
 use self::timewait::{Change, Timewaits};
 use crate::event::{
     Actor, Bind, Body, Event, Family, Listen, Lost, Membership, Outcome, Phase, Release, Result,
-    Socket, State, Timewait, Transport,
+    State, Timewait, Transport,
 };
 use crate::filter::Filter;
 use crate::kernel::clock::{self, Clock};
@@ -40,6 +40,7 @@ pub mod conflict;
 pub mod container;
 mod convert;
 mod explain;
+mod job;
 mod ledger;
 pub mod looker;
 pub mod lookup;
@@ -377,27 +378,6 @@ impl Attribution {
                 let job = marks.as_ref().and_then(|marks| marks.membership(&named));
                 (named, job)
             })
-    }
-
-    /// Whether a container is of the job that is watched, and how.
-    fn membership(&self, named: &Named) -> Option<Membership> {
-        self.marks.as_ref()?.membership(named)
-    }
-
-    /// What a runtime binds for a container of the job is of the job as well, until it is released.
-    fn claim(&mut self, raw: &record::Socket, socket: &Socket, process: Option<&mut Actor>) {
-        let Some(process) = process.filter(|process| process.job.is_none()) else {
-            return;
-        };
-        if self.marks.is_none() {
-            return;
-        }
-        let wanting = (self.containers).wanting(socket, process, true, Instant::now());
-        let mut wanting = wanting.iter();
-        process.job = wanting.find_map(|one| self.membership(&one.named));
-        if let Some(job) = process.job {
-            self.published.put(raw.address, job);
-        }
     }
 
     fn bind(&mut self, bind: &record::Bind, path: &[u8]) -> Bind {
