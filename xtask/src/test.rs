@@ -214,7 +214,7 @@ impl std::error::Error for Unable {}
 pub fn test(args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() {
         // The matrix takes about as long as the others together, and has yet to pass three times in a
-        // row: docs/development.md tells.
+        // row; the guest with systemd takes as long again: docs/development.md tells.
         &[
             Level::Plain,
             Level::Host,
