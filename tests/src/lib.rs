@@ -46,6 +46,11 @@ pub fn patience() -> u32 {
     patience.map_or(1, |times| times.parse().unwrap())
 }
 
+/// Whether the whole machine is the tests' own and systemd runs it: the guest of `cargo xtask vm --systemd`.
+pub fn systemd() -> bool {
+    std::env::var_os("PORTWATCH_TEST_SYSTEMD").is_some()
+}
+
 /// How long anything may take before it has failed.
 pub static LIMIT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(10) * patience());
 

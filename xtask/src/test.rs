@@ -52,7 +52,7 @@ const HOST_PROGRAMS: &[Provided] = &[
 /// The arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The levels to run; all but vm if none is named
+    /// The levels to run; all but vm and systemd if none is named
     #[arg(value_enum, value_name = "LEVEL")]
     levels: Vec<Level>,
     /// Only tests whose names contain one of these
@@ -74,6 +74,8 @@ enum Level {
     Differential,
     /// The host's scenarios against other kernels, in virtual machines: needs Debian's packages
     Vm,
+    /// Units and real containers in a virtual machine with systemd: needs Debian's packages
+    Systemd,
 }
 
 /// The test programs of portwatch-tests that are the level `host`.
@@ -142,6 +144,7 @@ impl Level {
             Self::Container => "container",
             Self::Differential => "differential",
             Self::Vm => "vm",
+            Self::Systemd => "systemd",
         }
     }
 
@@ -151,7 +154,7 @@ impl Level {
         let mut command = cargo();
         command.args(["test", "--locked", "--no-fail-fast"]);
         match self {
-            Self::Vm => bail!("it is no command of cargo"),
+            Self::Vm | Self::Systemd => bail!("it is no command of cargo"),
             Self::Plain => {
                 command.args(["--workspace", "--exclude", "portwatch-tests"]);
             }
@@ -211,7 +214,7 @@ impl std::error::Error for Unable {}
 pub fn test(args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() {
         // The matrix takes about as long as the others together, and has yet to pass three times in a
-        // row: docs/development.md tells.
+        // row; the guest with systemd takes as long again: docs/development.md tells.
         &[
             Level::Plain,
             Level::Host,
@@ -244,8 +247,10 @@ pub fn test(args: &Args) -> Result<ExitCode> {
 /// Runs a level. What keeps it from running counts too: as a skip where this
 /// machine lacks something, else as a failure.
 fn run_level(level: Level, filters: &[String]) -> Result<Tally> {
-    if level == Level::Vm {
-        return Ok(run_guests(filters));
+    match level {
+        Level::Vm => return Ok(guests(level, vm::level(filters))),
+        Level::Systemd => return Ok(guests(level, vm::systemd::run(filters))),
+        _ => {}
     }
     let name = level.name();
     let mut command = match level.command() {
@@ -276,16 +281,16 @@ fn not_run(level: Level, error: &anyhow::Error) -> Tally {
     }
 }
 
-/// Runs the level whose tests are run in virtual machines.
-fn run_guests(filters: &[String]) -> Tally {
-    match vm::level(filters) {
+/// What a level came to whose tests are run in virtual machines.
+fn guests(level: Level, outcome: Result<vm::Outcome>) -> Tally {
+    match outcome {
         Ok(outcome) => {
             for remark in &outcome.remarks {
-                say(&format!("vm: {remark}"));
+                say(&format!("{}: {remark}", level.name()));
             }
             outcome.tally
         }
-        Err(error) => not_run(Level::Vm, &error),
+        Err(error) => not_run(level, &error),
     }
 }
 
@@ -357,7 +362,7 @@ mod tests {
             })
             .collect();
         programs.sort();
-        let mut run = [HOST_TESTS, &["container", "differential"]].concat();
+        let mut run = [HOST_TESTS, &["container", "differential", "systemd"]].concat();
         run.sort_unstable();
         assert_eq!(programs, run);
     }

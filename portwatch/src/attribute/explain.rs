@@ -149,6 +149,11 @@ impl Attribution {
         if record.autobound != 0 {
             held.origin = Some(Origin::Autobound);
         } else {
+            // systemd itself binds within the unit's group: socket_address_listen_in_cgroup in its
+            // core/socket.c. That leaves no doubt, as files may.
+            let unit = binder.as_ref().and_then(|by| by.process.unit.clone());
+            let unit = unit.filter(|unit| unit.ends_with(".socket"));
+            held.socket_unit = unit.or(held.socket_unit);
             held.binder = binder;
         }
         // Its owner ended between the refusal and the look for it, and the port was free then.

@@ -390,3 +390,34 @@ fn a_race_is_lost_to_who_came_after_the_port_was_free() {
     };
     assert_eq!(race(&out), Cause::LostRace);
 }
+
+/// Units of a user's own systemd, which the system's does not know.
+#[test]
+fn a_users_units_are_stopped_by_its_own_systemd() {
+    let advice = |group: &str, socket_unit: Option<&str>| {
+        let facts = but(listener(), |facts| {
+            let process = Process {
+                unit: Some("web.service".into()),
+                cgroup: Some(group.into()),
+                ..Process::default()
+            };
+            first(facts).holder.processes = vec![actor(3998, "web", process)];
+            first(facts).socket_unit = socket_unit.map(Into::into);
+        });
+        diagnose(&facts).advice
+    };
+    let system = "/system.slice/web.service";
+    let user = "/user.slice/user-1000.slice/user@1000.service/app.slice/web.service";
+    let stops = |group, socket, how: &str| {
+        let advice = advice(group, socket);
+        assert!(advice.contains(how), "{advice}");
+    };
+    stops(system, None, "(systemctl stop web.service)");
+    stops(user, None, "(systemctl --user stop web.service)");
+    stops(system, Some("web.socket"), "systemctl stop web.socket,");
+    stops(
+        user,
+        Some("web.socket"),
+        "systemctl --user stop web.socket,",
+    );
+}

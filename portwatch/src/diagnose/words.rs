@@ -9,7 +9,7 @@ use self::phrase::{
 };
 use super::facts::{Facts, Held, Tie};
 use super::judge::Judgement;
-use crate::event::{Actor, Address, Cause, Ownership};
+use crate::event::{Actor, Address, Cause, Ownership, Process};
 use crate::sink::duration::Duration;
 
 /// What is put together for one refusal.
@@ -182,7 +182,11 @@ impl Words<'_> {
                 && Some(*unit) != own
         });
         match unit {
-            Some(unit) => format!("stop {} (systemctl stop {unit})", name(actor)),
+            Some(unit) => format!(
+                "stop {} ({} stop {unit})",
+                name(actor),
+                systemctl(&actor.process)
+            ),
             None => format!("stop {} (kill {})", name(actor), actor.pid),
         }
     }
@@ -344,11 +348,27 @@ fn no_process(held: &Held, at: &str) -> Sentences {
     )
 }
 
+const SYSTEMCTL: &str = "systemctl";
+
+/// What talks to the systemd that has a process's unit: the system's, or its user's own.
+fn systemctl(process: &Process) -> &'static str {
+    let groups = process.cgroup.iter().chain(&process.cgroup_v1);
+    let of_user = |group: &str| group.starts_with("user@") && group.ends_with(".service");
+    if groups.flat_map(|path| path.split('/')).any(of_user) {
+        "systemctl --user"
+    } else {
+        SYSTEMCTL
+    }
+}
+
 fn socket_activation(held: &Held, at: &str) -> Sentences {
     let unit = held.socket_unit.as_deref();
     let of = unit.map_or("a socket unit".to_owned(), str::to_owned);
     let stop = match unit {
-        Some(unit) if is_plain(unit) => format!("systemctl stop {unit}"),
+        Some(unit) if is_plain(unit) => {
+            let systemctl = first(held).map_or(SYSTEMCTL, |actor| systemctl(&actor.process));
+            format!("{systemctl} stop {unit}")
+        }
         _ => "find the unit (systemctl list-sockets) and stop it".to_owned(),
     };
     (

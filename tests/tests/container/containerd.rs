@@ -1,18 +1,21 @@
 //! Containers of containerd, as `ctr` makes them, and with the labels that Kubernetes gives.
 
+use std::cell::RefCell;
 use std::process::Stdio;
 
-use portwatch_tests::{Program, start};
+use portwatch_tests::{Program, start, systemd};
 use serde_json::{Value, json};
 
 use crate::room::{Room, Turn, limit, output, printed};
-use crate::scene::Scene;
+use crate::scene::{Scene, group};
 
 /// A containerd of the test's own, and what is traced of it.
 struct Containerd {
     scene: Scene,
     room: Room,
     _daemon: Program,
+    /// Namespaces and ids of what was started.
+    started: RefCell<Vec<[String; 2]>>,
 }
 
 impl std::ops::Deref for Containerd {
@@ -47,6 +50,7 @@ impl Containerd {
             scene: Scene::new(trace, &room.netns),
             room,
             _daemon: daemon,
+            started: RefCell::default(),
         };
         containerd.wait_until_ready();
         containerd
@@ -75,8 +79,50 @@ impl Containerd {
     fn run(&self, namespace: &str, options: &[&str], id: &str, busybox: &[&str]) {
         let root = self.room.path("root").display().to_string();
         let run = ["--namespace", namespace, "run", "--detach", "--rootfs"];
+        let scope = format!("--cgroup={}:{id}", scopes(namespace));
+        let group: &[&str] = if systemd() {
+            &["--runc-systemd-cgroup", &scope]
+        } else {
+            &[]
+        };
         let program: &[&str] = &[&root, id, "/bin/busybox"];
-        printed(&mut self.command(&[&run[..], options, program, busybox].concat()));
+        printed(&mut self.command(&[&run[..], group, options, program, busybox].concat()));
+        let started = [namespace, id].map(str::to_owned);
+        self.started.borrow_mut().push(started);
+    }
+
+    /// The cgroup of a container of a namespace.
+    fn group_of(&self, namespace: &str, id: &str) -> String {
+        if !systemd() {
+            return format!("/{namespace}/{id}");
+        }
+        let (slice, prefix) = scopes(namespace).split_once(':').unwrap();
+        match slice.split_once('-') {
+            None => format!("/{slice}/{prefix}-{id}.scope"),
+            Some((outer, _)) => format!("/{outer}.slice/{slice}/{prefix}-{id}.scope"),
+        }
+    }
+}
+
+impl Drop for Containerd {
+    /// Where they do not end with the room, its containers end here.
+    fn drop(&mut self) {
+        if !systemd() {
+            return;
+        }
+        for [namespace, id] in self.started.take() {
+            let kill = ["tasks", "kill", "--signal", "SIGKILL", &id];
+            output(&mut self.command(&[&["--namespace", &namespace], &kill[..]].concat()));
+        }
+    }
+}
+
+/// The slice and the prefix of the scopes that systemd has for the containers of a namespace: as the
+/// kubelet has it, and as `ctr` does.
+fn scopes(namespace: &str) -> &'static str {
+    match namespace {
+        "k8s.io" => "kubepods-besteffort.slice:cri-containerd",
+        _ => "system.slice:ctr",
     }
 }
 
@@ -95,10 +141,18 @@ fn a_container_of_the_hosts_network_refuses_another() {
     first["labels"] = json!({"app": "shop"});
     let bound = containerd.bound(7070, "ctr-first");
     assert_eq!(bound["process"]["container"], first, "{bound}");
+    assert_eq!(
+        group(&bound["process"]),
+        containerd.group_of("default", "ctr-first")
+    );
     containerd.run("shop", &["--net-host"], "ctr-second", &listen);
     let refused = containerd.refused(0, "busybox", 7070);
     let second = container("ctr-second", "ctr-second");
     assert_eq!(refused["process"]["container"], second, "{refused}");
+    assert_eq!(
+        group(&refused["process"]),
+        containerd.group_of("shop", "ctr-second")
+    );
     let conflict = &refused["conflict"];
     let holder = &conflict["holders"][0]["processes"][0];
     assert_eq!(holder["container"], first, "{conflict}");
@@ -142,6 +196,7 @@ fn a_pod_of_kubernetes() {
     });
     assert_eq!(bound["process"]["pod"], pod, "{bound}");
     assert_eq!(bound["process"]["container"]["name"], "nginx", "{bound}");
+    assert_eq!(group(&bound["process"]), containerd.group_of("k8s.io", &id));
     let conflict = containerd.refuse(7171);
     let holder = &conflict["holders"][0]["processes"][0];
     assert_eq!(holder["pod"], pod, "{conflict}");

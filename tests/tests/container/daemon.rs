@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use portwatch_tests::{Netns, Program, signal, start, wait};
+use portwatch_tests::{Netns, Program, signal, start, systemd, wait};
 use tempfile::TempDir;
 
 use crate::room::{Turn, limit, make_root_file_system, new_group, output, remove_group};
@@ -48,8 +48,11 @@ impl Docker {
         ready.set_read_timeout(Some(limit())).unwrap();
         let group = new_group();
         let mut command = netns.command("dockerd");
+        // With systemd the groups are systemd's, and go with their containers.
+        if !systemd() {
+            command.arg(format!("--cgroup-parent=/{group}"));
+        }
         command
-            .arg(format!("--cgroup-parent=/{group}"))
             .arg("--data-root")
             .arg(place("data"))
             .arg("--exec-root")
@@ -80,6 +83,15 @@ impl Docker {
         }
         docker.make_image();
         docker
+    }
+
+    /// The cgroup of one of its containers.
+    pub fn group_of(&self, id: &str) -> String {
+        if systemd() {
+            format!("/system.slice/docker-{id}.scope")
+        } else {
+            format!("/{}/{id}", self.group)
+        }
     }
 
     fn make_image(&self) {

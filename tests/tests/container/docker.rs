@@ -8,7 +8,7 @@ use portwatch_tests::{LIMIT, Trace, portwatch, spawn};
 use serde_json::{Value, json};
 
 use crate::daemon::Docker;
-use crate::scene::Scene;
+use crate::scene::{Scene, group};
 
 /// A daemon, and what is traced of it.
 struct Host {
@@ -171,9 +171,12 @@ fn a_container_of_the_hosts_network_refuses_another() {
     let refused = host.refused(0, "busybox", 7070);
     let of = |place: usize| container(&ids[place], names[place], &json!({}));
     assert_eq!(refused["process"]["container"], of(1), "{refused}");
+    assert_eq!(group(&refused["process"]), host.docker.group_of(&ids[1]));
     let conflict = &refused["conflict"];
     let holder = &conflict["holders"][0];
-    assert_eq!(holder["processes"][0]["container"], of(0), "{conflict}");
+    let process = &holder["processes"][0];
+    assert_eq!(process["container"], of(0), "{conflict}");
+    assert_eq!(group(process), host.docker.group_of(&ids[0]));
     assert!(
         conflict["advice"]
             .as_str()

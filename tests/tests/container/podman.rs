@@ -2,18 +2,22 @@
 
 use std::process::{Command, Output};
 
-use portwatch_tests::portwatch;
+use portwatch_tests::{portwatch, systemd};
 use serde_json::{Value, json};
 
 use crate::room::{Room, Turn, new_group, output, printed};
-use crate::scene::Scene;
+use crate::scene::{Scene, group};
 
 /// The image that all containers are made of: busybox and nothing else.
 pub const IMAGE: &str = "localhost/portwatch-test:1";
 /// A user of the room, who is nobody outside of it.
 const USER: u32 = 54_321;
 
+/// Pasta, as it calls itself on a processor that has AVX2.
+const PASTA: &str = "pasta.avx2";
+
 /// Podman's settings: what works on every host, whatever its cgroups are and its limits.
+/// Where systemd runs it is as installed.
 const CONFIGURATION: &str = r#"
 [containers]
 default_ulimits = []
@@ -50,6 +54,12 @@ mknod -m 666 /mnt/tun c 10 200
 mount --bind /mnt/tun /dev/net/tun
 "#;
 
+/// The user that the guest has.
+const USER_OF_GUEST: &str = "
+mkdir home
+chown 54321:54321 home
+";
+
 /// What root's podman has where it usually is, in the folder.
 const STORAGE: &str = "
 mkdir -p home/storage /var/lib/containers
@@ -59,8 +69,9 @@ mount --bind home /var/lib/containers
 /// A podman of the test's own, and what is traced of it.
 pub struct Podman {
     scene: Scene,
-    /// The option for a cgroup of its own.
-    parent: String,
+    group: String,
+    /// The option for a cgroup of its own, where systemd does not make one, and a user may.
+    parent: Option<String>,
     user: bool,
     pub room: Room,
 }
@@ -92,13 +103,23 @@ impl Podman {
     fn new(turn: Turn, user: bool) -> Self {
         let trace = Scene::trace();
         let group = new_group();
-        let parent = format!("--cgroup-parent=/{group}");
-        let room = Room::new(turn, &[&group], if user { USERS } else { STORAGE });
+        if user && systemd() {
+            // Its own systemd, and its runtime directory, which is mounted before the room is made.
+            let manager = format!("user@{USER}.service");
+            printed(Command::new("systemctl").args(["start", &manager]));
+        }
+        let script = match (user, systemd()) {
+            (false, _) => STORAGE,
+            (true, false) => USERS,
+            (true, true) => USER_OF_GUEST,
+        };
+        let room = Room::new(turn, &[&group], script);
         std::fs::write(room.path("containers.conf"), CONFIGURATION).unwrap();
         std::fs::write(room.path("storage.conf"), DRIVER).unwrap();
         let podman = Self {
             scene: Scene::new(trace, &room.netns),
-            parent,
+            parent: (!user && !systemd()).then(|| format!("--cgroup-parent=/{group}")),
+            group,
             user,
             room,
         };
@@ -116,16 +137,39 @@ impl Podman {
             command.args(["--inh-caps=-all", "podman"]);
             command.current_dir(self.room.path("home"));
             command.env("HOME", self.room.path("home"));
+            command.env("USER", "portwatch-test");
             command.env("XDG_RUNTIME_DIR", format!("/run/user/{USER}"));
             command
         } else {
             self.room.command("podman")
         };
+        if !systemd() {
+            command
+                .env("CONTAINERS_CONF", self.room.path("containers.conf"))
+                .env("CONTAINERS_STORAGE_CONF", self.room.path("storage.conf"));
+        }
+        command.args(arguments);
         command
-            .env("CONTAINERS_CONF", self.room.path("containers.conf"))
-            .env("CONTAINERS_STORAGE_CONF", self.room.path("storage.conf"))
-            .args(arguments);
-        command
+    }
+
+    /// The cgroup of one of root's containers.
+    fn group_of(&self, id: &str) -> String {
+        if systemd() {
+            format!("/machine.slice/libpod-{id}.scope/container")
+        } else {
+            format!("/{}/libpod-{id}", self.group)
+        }
+    }
+
+    /// What has the ports of a user's containers.
+    fn forwarder(&self) -> &'static str {
+        let version = self.podman(&["version", "--format", "{{.Client.Version}}"]);
+        let (major, _) = version.split_once('.').unwrap();
+        if major.parse::<u32>().unwrap() < 5 {
+            "rootlessport"
+        } else {
+            PASTA
+        }
     }
 
     /// Runs `podman`, which succeeds; gives what it printed.
@@ -145,16 +189,33 @@ impl Podman {
     pub fn run_arguments<'a>(&'a self, options: &[&'a str], busybox: &[&'a str]) -> Vec<&'a str> {
         let image: &[&str] = &[IMAGE, "/bin/busybox"];
         let run: &[&str] = &["run", "--detach", "--pull=never"];
-        // A container in a pod is below the pod's, and a user may have none.
-        let own = !self.user && !options.contains(&"--pod");
-        let parent: &[&str] = if own { &[&self.parent] } else { &[] };
-        [run, parent, options, image, busybox].concat()
+        // A container in a pod is below the pod's.
+        let own = self.parent.as_deref();
+        let parent = own.filter(|_| !options.contains(&"--pod")).into_iter();
+        let parent: Vec<_> = parent.collect();
+        [run, &parent, options, image, busybox].concat()
     }
 
     /// Starts a container in the background: options of `podman run`, and what busybox does in it. Gives
     /// its id.
     pub fn run(&self, options: &[&str], busybox: &[&str]) -> String {
         self.podman(&self.run_arguments(options, busybox))
+    }
+}
+
+impl Drop for Podman {
+    /// Where they do not end with the room, its containers end here.
+    fn drop(&mut self) {
+        if !systemd() {
+            return;
+        }
+        for all in ["pod", "container"] {
+            output(&mut self.command(&[all, "rm", "--all", "--force", "--time", "0"]));
+        }
+        if self.user {
+            // Ends the process that keeps the user's namespaces.
+            output(&mut self.command(&["system", "migrate"]));
+        }
     }
 }
 
@@ -226,7 +287,13 @@ fn a_published_port() {
 fn host_against_container(podman: &Podman, binder: &str, cause: &str) {
     let _listener = podman.listener(9090);
     let options = ["--name", "web-1", "-p", "9090:80"];
-    podman.fail(&podman.run_arguments(&options, &["sleep", "600"]));
+    let run = podman.run_arguments(&options, &["sleep", "600"]);
+    if binder == PASTA {
+        // It is content with the port of IPv6 alone.
+        podman.podman(&run);
+    } else {
+        podman.fail(&run);
+    }
     let refused = podman.refused(0, binder, 9090);
     let conflict = &refused["conflict"];
     assert_eq!(conflict["cause"], cause, "{conflict}");
@@ -251,23 +318,17 @@ fn a_process_of_the_host_refuses_a_published_port() {
 
 #[test]
 fn a_process_of_the_host_refuses_a_published_port_of_a_user() {
+    let podman = Podman::of_user();
     // It binds the wildcard of IPv6.
-    host_against_container(&Podman::of_user(), "rootlessport", "dual-stack");
+    host_against_container(&podman, podman.forwarder(), "dual-stack");
 }
 
 #[test]
 fn a_pod() {
     let podman = Podman::of_root();
-    let create = [
-        "pod",
-        "create",
-        "--name",
-        "shop",
-        &podman.parent,
-        "-p",
-        "9090:90",
-    ];
-    let pod_id = podman.podman(&create);
+    let create = ["pod", "create", "--name", "shop", "-p", "9090:90"];
+    let parent: Vec<_> = podman.parent.as_deref().into_iter().collect();
+    let pod_id = podman.podman(&[&create[..], &parent].concat());
     let id = podman.run(
         &["--pod", "shop", "--name", "front"],
         &["nc", "-l", "-p", "90"],
@@ -305,7 +366,8 @@ fn containers_of_the_hosts_network_and_a_new_name() {
     let podman = Podman::of_root();
     let listen = ["nc", "-l", "-p", "7070"];
     let first = podman.run(&["--net", "host", "--name", "first"], &listen);
-    podman.bound(7070, &first);
+    let bound = podman.bound(7070, &first);
+    assert_eq!(group(&bound["process"]), podman.group_of(&first));
     podman.podman(&["rename", "first", "renamed"]);
     let second = podman.run(&["--net", "host", "--name", "second"], &listen);
     let refused = podman.refused(0, "busybox", 7070);
@@ -349,7 +411,7 @@ fn a_container_that_binds_and_exits_at_once() {
     );
 }
 
-/// Without root, rootlessport has the port. On cgroup v1 its containers have no cgroup.
+/// Without root, another process than podman's own has the port. On cgroup v1 its containers have no cgroup.
 #[test]
 fn a_published_port_of_a_user() {
     let podman = Podman::of_user();
@@ -364,7 +426,8 @@ fn a_published_port_of_a_user() {
     let conflict = podman.refuse(8080);
     assert_eq!(conflict["cause"], "published-port", "{conflict}");
     let holder = &conflict["holders"][0];
-    assert_eq!(holder["processes"][0]["comm"], "rootlessport", "{holder}");
+    let forwarder = podman.forwarder();
+    assert_eq!(holder["processes"][0]["comm"], forwarder, "{holder}");
     assert_eq!(
         holder["publishes"],
         json!({"container": web, "port": 80}),
@@ -394,8 +457,9 @@ fn a_published_port_of_a_user() {
     let from = podman.seen();
     let options = ["--name", "second", "-p", "8080:81"];
     let told = podman.fail(&podman.run_arguments(&options, &["sleep", "600"]));
+    let told = told.to_lowercase();
     assert!(told.contains("address already in use"), "{told}");
-    let refused = podman.refused(from, "rootlessport", 8080);
+    let refused = podman.refused(from, forwarder, 8080);
     let second = container(&id_of(&podman, "second"), "second");
     let conflict = &refused["conflict"];
     assert_eq!(

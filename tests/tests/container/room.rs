@@ -1,4 +1,6 @@
-//! Namespaces for a runtime of a test's own, which end with all that runs in them.
+//! Namespaces for a runtime of a test's own, which end with all that runs in them; but a systemd knows
+//! no process of another pid namespace, and so where it makes the containers' groups there is none, and
+//! the test ends what it started.
 
 use std::fs;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
@@ -9,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use portwatch_tests::{Netns, Printed, Program, patience, spawn, start};
+use portwatch_tests::{Netns, Printed, Program, patience, spawn, start, systemd};
 use tempfile::TempDir;
 
 /// Containers that are created while a job runs may be the job's: who looks at one has no other
@@ -38,19 +40,33 @@ impl Turn {
     }
 }
 
+/// Folders of `/run` that runtimes think their own; the rest of it leads to systemd.
+const OWN_FOLDERS: &str = "
+for name in containers crun libpod netns runc; do
+    mkdir -p /run/$name
+    mount -t tmpfs tmpfs /run/$name
+done
+";
+const OWN_RUN: &str = "
+mount -t tmpfs tmpfs /run
+mkdir /run/netns
+";
+const PID_NAMESPACE: [&str; 4] = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+
 /// How long a runtime and its containers may take: dozens of times as long as they do.
 pub fn limit() -> Duration {
     Duration::from_secs(60) * patience()
 }
 
 /// Network, mount, pid and host-name namespaces, and a folder. What is started in them ends with
-/// them, however the test does.
+/// them, however the test does; except where systemd runs, for which there is no pid namespace.
 pub struct Room {
     /// The namespace whose ports are published on.
     pub netns: Arc<Netns>,
     folder: TempDir,
     holder: Program,
-    /// The first process of the pid namespace: when it has ended, so have all others.
+    /// The first process of the pid namespace: when it has ended, so have all others. The holder, if
+    /// there is no such namespace.
     init: (u32, OwnedFd),
     /// Groups that the runtime makes at the root of every hierarchy.
     groups: Vec<String>,
@@ -70,19 +86,14 @@ impl Room {
         make_root_file_system(folder.path());
         let netns = Arc::new(Netns::new());
         let mut command = netns.command("unshare");
+        command.args(["--mount", "--uts"]);
+        if !systemd() {
+            command.args(PID_NAMESPACE);
+        }
+        let run = if systemd() { OWN_FOLDERS } else { OWN_RUN };
         command
-            .args([
-                "--mount",
-                "--uts",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount-proc",
-            ])
             .args(["sh", "-e", "-c"])
-            .arg(format!(
-                "mount -t tmpfs tmpfs /run\nmkdir /run/netns\n{script}\necho ready\nexec cat"
-            ))
+            .arg(format!("{run}{script}\necho ready\nexec cat"))
             .current_dir(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
@@ -90,8 +101,12 @@ impl Room {
         let printed = Printed::of(holder.stdout.take().unwrap());
         assert_eq!(printed.next().as_deref(), Some("ready"), "{script}");
         let pid = holder.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let init: u32 = children.trim().parse().unwrap();
+        let init = if systemd() {
+            pid
+        } else {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            children.trim().parse().unwrap()
+        };
         Self {
             netns,
             folder,
@@ -110,8 +125,12 @@ impl Room {
     /// A program that will run in the room.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
+        command.args(["--mount", "--uts", "--net"]);
+        if !systemd() {
+            command.arg("--pid");
+        }
         command
-            .args(["--mount", "--uts", "--net", "--pid", "--target"])
+            .arg("--target")
             .arg(self.init.0.to_string())
             .arg("--")
             .arg(program)

@@ -93,3 +93,9 @@ impl Scene {
         })
     }
 }
+
+/// The cgroup of a process: that of version 1 where version 2 has it at its root.
+pub fn group(process: &Value) -> &str {
+    let of = |key: &str| process[key].as_str();
+    of("cgroup_v1").or(of("cgroup")).unwrap()
+}

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lock::{self, Arch, Kernel, Package, Series};
+use super::lock::{self, Arch, Kernel, Package, Packages, Series};
 use crate::process::{capture, run_silently, say};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -49,7 +49,7 @@ impl Apt {
             available: Vec::new(),
         };
         say(&format!(
-            "apt-get update, for the kernels of {}",
+            "apt-get update, for the guests with {}",
             arch.name()
         ));
         run_silently(apt.command("apt-get").args(["update", "-qq"]))?;
@@ -65,14 +65,22 @@ impl Apt {
 
     /// The newest kernel of a series, or of what is no kernel.
     pub fn newest(&self, series: &Series) -> Result<Kernel> {
-        if !series.packages.is_empty() {
-            let packages = series.packages.iter().map(|name| self.newest_of(name));
-            return Ok(Kernel {
-                series: series.name,
-                arch: self.arch,
-                packages: packages.collect::<Result<_>>()?,
-            });
-        }
+        let packages = match series.packages {
+            Packages::OfKernel => self.newest_kernel(series)?,
+            Packages::Just(names) => names
+                .iter()
+                .map(|name| self.newest_of(name))
+                .collect::<Result<_>>()?,
+            Packages::WithDependencies(names) => self.with_dependencies(names, series.suite)?,
+        };
+        Ok(Kernel {
+            series: series.name,
+            arch: self.arch,
+            packages,
+        })
+    }
+
+    fn newest_kernel(&self, series: &Series) -> Result<Vec<Package>> {
         let suffix = format!("-cloud-{}", self.arch.debian());
         let mut newest: Option<(&str, &Package)> = None;
         for (name, package) in &self.available {
@@ -102,15 +110,32 @@ impl Apt {
             found.map(|(_, package)| package.clone())
         };
         // Some kernels are split in two, and their image is an empty package.
-        let packages = match (named("binary"), named("modules")) {
+        Ok(match (named("binary"), named("modules")) {
             (Some(binary), Some(modules)) => vec![binary, modules],
             _ => vec![image.clone()],
-        };
-        Ok(Kernel {
-            series: series.name,
-            arch: self.arch,
-            packages,
         })
+    }
+
+    /// Packages of a suite and what they depend on, as apt would install them into an empty system.
+    fn with_dependencies(&self, names: &[&str], suite: &str) -> Result<Vec<Package>> {
+        let simulated = capture(
+            self.command("apt-get")
+                .args(["install", "--simulate", "--no-install-recommends"])
+                .args(["--target-release", suite])
+                .args(names),
+        )?;
+        let chosen = simulated.lines().filter_map(installed);
+        chosen
+            .map(|(name, version)| {
+                let is = |(known, package): &&(String, Package)| {
+                    known == name && package.version == version
+                };
+                let found = self.available.iter().find(is);
+                let (_, package) =
+                    found.with_context(|| format!("apt does not tell of {name} {version}"))?;
+                Ok(package.clone())
+            })
+            .collect()
     }
 
     fn newest_of(&self, wanted: &str) -> Result<Package> {
@@ -120,21 +145,24 @@ impl Apt {
         Ok(package.clone())
     }
 
-    /// Downloads a package into a folder, which must be empty, and returns its file.
-    pub fn download(&self, package: &Package, folder: &Path) -> Result<PathBuf> {
-        let wanted = format!("{}={}", package.name, package.version);
-        say(&format!(
-            "apt-get download {wanted} ({} MB)",
-            package.size >> 20
-        ));
+    /// Downloads packages into a folder.
+    pub fn download(&self, packages: &[&Package], folder: &Path) -> Result<()> {
+        let wanted = packages
+            .iter()
+            .map(|package| format!("{}={}", package.name, package.version));
+        let wanted: Vec<_> = wanted.collect();
+        let size: u64 = packages.iter().map(|package| package.size).sum();
+        let what = match &wanted[..] {
+            [one] => one.clone(),
+            several => format!("of {} packages", several.len()),
+        };
+        say(&format!("apt-get download {what} ({} MB)", size >> 20));
         run_silently(
             self.command("apt-get")
-                .args(["download", "-qq", &wanted])
+                .args(["download", "-qq"])
+                .args(&wanted)
                 .current_dir(folder),
-        )?;
-        let file = fs::read_dir(folder)?.next().transpose()?;
-        let file = file.with_context(|| format!("apt-get left no file of {wanted}"))?;
-        Ok(file.path())
+        )
     }
 }
 
@@ -204,6 +232,12 @@ fn parse(list: &str) -> Result<Vec<(String, Package)>> {
     Ok(packages)
 }
 
+/// The package and version in a line of a simulation: `Inst dash (0.5.12-12 Debian:13/stable [amd64])`.
+fn installed(line: &str) -> Option<(&str, &str)> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    Some((name, rest.split_once(' ')?.0))
+}
+
 /// Compares two versions as Debian does.
 fn compare(left: &str, right: &str) -> Ordering {
     let is = |relation: &str| {
@@ -221,7 +255,15 @@ fn compare(left: &str, right: &str) -> Ordering {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{installed, parse};
+
+    #[test]
+    fn what_apt_would_install_is_read() {
+        let line = "Inst base-files (13.8+deb13u7 Debian:13.7/stable [amd64]) []";
+        assert_eq!(installed(line), Some(("base-files", "13.8+deb13u7")));
+        let other = "Conf base-files (13.8+deb13u7 Debian:13.7/stable [amd64])";
+        assert_eq!(installed(other), None);
+    }
 
     #[test]
     fn a_list_is_read() {

@@ -59,11 +59,7 @@ pub fn bench() -> Result<()> {
     let built = Built::new(Arch::X86_64, &["portwatch", "actor", "bench"], &[])?;
     let mut store = Store::new()?;
     let busybox = store.busybox(Arch::X86_64)?;
-    let locked = lock::read()?
-        .into_iter()
-        .find(|locked| locked.series == SERIES && locked.arch == Arch::X86_64)
-        .with_context(|| format!("no kernel {SERIES} is locked"))?;
-    let kernel = store.get(&locked)?;
+    let kernel = store.get(&lock::find(SERIES, Arch::X86_64)?)?;
     for warning in store.warnings() {
         say(warning);
     }
@@ -100,6 +96,7 @@ pub fn bench() -> Result<()> {
         arch: Arch::X86_64,
         image: kernel.image,
         initramfs: folder.join("initramfs.cpio"),
+        root: None,
         console: folder.join("console.log"),
         clock: Clock::Instructions,
     };

@@ -29,6 +29,9 @@ pub struct Guest {
     pub image: PathBuf,
     /// The first file system.
     pub initramfs: PathBuf,
+    /// An image of another one, `/dev/nvme0n1`, which stays as it is: what the guest writes is gone
+    /// with it.
+    pub root: Option<PathBuf>,
     /// Where the kernel's messages go.
     pub console: PathBuf,
     /// What its clock goes by.
@@ -51,6 +54,16 @@ pub enum End {
     Off,
     /// It was killed when its time was up.
     Killed,
+}
+
+impl End {
+    /// In words.
+    pub fn told(&self) -> &'static str {
+        match self {
+            Self::Off => "the guest ended",
+            Self::Killed => "the guest was killed after its time limit",
+        }
+    }
 }
 
 impl Guest {
@@ -92,7 +105,7 @@ impl Guest {
     }
 
     /// Memory for several traces at a time, each with some 25 MB of maps, which the kernel gives back
-    /// late. One processor: with two, about one boot in thirty dies under TCG.
+    /// late; with a root file system, for daemons and their containers, whose files lie there. One processor: with two, about one boot in thirty dies under TCG.
     fn command(&self) -> Command {
         let mut command = Command::new(format!("qemu-system-{}", self.arch.name()));
         let port = match self.arch {
@@ -111,7 +124,8 @@ impl Guest {
             }
         };
         command
-            .args(["-m", "1024", "-smp", "1", "-nodefaults", "-no-user-config"])
+            .args(["-m", if self.root.is_some() { "3072" } else { "1024" }])
+            .args(["-smp", "1", "-nodefaults", "-no-user-config"])
             .args(["-display", "none", "-monitor", "none", "-no-reboot"])
             .args(match self.clock {
                 Clock::Real => &[][..],
@@ -124,6 +138,13 @@ impl Guest {
             .args(["-append", &format!("console={port} {PARAMETERS}")])
             .arg("-serial")
             .arg(file_port(&self.console));
+        if let Some(root) = &self.root {
+            let file = root.to_string_lossy().replace(',', ",,");
+            let drive = format!("if=none,id=root,format=raw,snapshot=on,file={file}");
+            command.args(["-drive", &drive]);
+            // Its driver is no module.
+            command.args(["-device", "nvme,drive=root,serial=root"]);
+        }
         match self.arch {
             Arch::X86_64 => command.args(["-serial", "stdio"]),
             // The machine has one serial port; the driver of another kind would be a module.

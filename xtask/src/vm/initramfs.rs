@@ -44,6 +44,19 @@ pub fn add(archive: &mut Archive, place: &str, file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Adds what the tests read of the checkout, where they look for it, below a folder.
+pub fn add_checkout(archive: &mut Archive, below: &str) -> Result<()> {
+    let mut read_by_tests: Vec<_> = READ_BY_TESTS.iter().map(|path| top().join(path)).collect();
+    let kernel_side = top().join("portwatch-ebpf/src");
+    for source in fs::read_dir(&kernel_side).context("the kernel side's sources")? {
+        read_by_tests.push(source?.path());
+    }
+    for path in read_by_tests {
+        add(archive, &format!("{below}{}", path.display()), &path)?;
+    }
+    Ok(())
+}
+
 /// Makes one for a kernel. `settings` are variables of the shell that `init.sh` knows.
 ///
 /// It is not compressed: an emulated processor is slower at that than qemu at
@@ -69,14 +82,7 @@ pub fn make(
         add(&format!("/modules/{name}"), module)?;
         order += &format!("{name}\n");
     }
-    let mut read_by_tests: Vec<_> = READ_BY_TESTS.iter().map(|path| top().join(path)).collect();
-    let kernel_side = top().join("portwatch-ebpf/src");
-    for source in fs::read_dir(&kernel_side).context("the kernel side's sources")? {
-        read_by_tests.push(source?.path());
-    }
-    for path in read_by_tests {
-        add(&path.to_string_lossy(), &path)?;
-    }
+    add_checkout(&mut archive, "")?;
     archive.file("/modules/order", false, order.as_bytes());
     Ok(archive.finish())
 }

@@ -94,23 +94,27 @@ impl Store {
 
     /// The folder with the files of what is no kernel.
     pub fn files(&mut self, series: &Series, arch: Arch) -> Result<PathBuf> {
-        let locked = lock::read()?
-            .into_iter()
-            .find(|locked| locked.series == series.name && locked.arch == arch)
-            .with_context(|| format!("no {} for {} is locked", series.name, arch.name()))?;
-        let available = self.available(&locked)?;
-        let folder = self
-            .cache
-            .join(format!("{}-{}", series.name, available.packages[0].sha256));
-        for package in &available.packages {
-            run_silently(
-                Command::new("dpkg-deb")
-                    .arg("-x")
-                    .arg(self.file(package))
-                    .arg(&folder),
-            )?;
+        let archives = self.archives(series.name, arch)?;
+        let first = archives[0].file_stem().unwrap_or_default();
+        let folder = format!("{}-{}", series.name, first.to_string_lossy());
+        let folder = self.cache.join(folder);
+        for archive in archives {
+            run_silently(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&folder))?;
         }
         Ok(folder)
+    }
+
+    /// The files of the packages that are locked for a series: their names are their hashes.
+    pub fn archives(&mut self, series: &str, arch: Arch) -> Result<Vec<PathBuf>> {
+        let locked = lock::find(series, arch)?;
+        let available = self.available(&locked)?;
+        let files = available.packages.iter().map(|package| self.file(package));
+        Ok(files.collect())
+    }
+
+    /// Where something of this name is kept that was made of what is locked.
+    pub fn kept(&self, name: &str) -> PathBuf {
+        self.cache.join(name)
     }
 
     /// The locked kernel, or where it has left the archive the newest of its series.
@@ -156,26 +160,27 @@ impl Store {
 
     /// Sees to it that all files of a kernel are there.
     fn fetch(&mut self, kernel: &Kernel) -> Result<()> {
-        for package in &kernel.packages {
-            let kept = self.file(package);
-            if kept.exists() {
-                continue;
-            }
-            let folder = self.cache.join("download");
-            // What an interrupted run has left there.
-            let _ = fs::remove_dir_all(&folder);
-            fs::create_dir_all(&folder)?;
-            let file = self.apt(kernel.arch)?.download(package, &folder)?;
+        let missing = |package: &&Package| !self.file(package).exists();
+        let missing: Vec<_> = kernel.packages.iter().filter(missing).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let folder = self.cache.join("download");
+        // What an interrupted run has left there.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        self.apt(kernel.arch)?.download(&missing, &folder)?;
+        for file in files_below(&folder)? {
             let sum = hexadecimal(&fs::read(&file)?);
-            ensure!(
-                sum == package.sha256,
-                "{} {} has the SHA256 {sum}, not {}",
-                package.name,
-                package.version,
-                package.sha256
-            );
+            let package = missing.iter().find(|package| package.sha256 == sum);
+            let package = package
+                .with_context(|| format!("{} has the SHA256 {sum}", file.display()))
+                .context("not what is locked was downloaded")?;
+            let kept = self.file(package);
             fs::rename(&file, &kept).with_context(|| kept.display().to_string())?;
         }
+        let lost = missing.iter().find(|package| !self.file(package).exists());
+        ensure!(lost.is_none(), "apt-get left no file of {lost:?}");
         Ok(())
     }
 
@@ -214,7 +219,8 @@ impl Store {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// The SHA256 of bytes, in hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
 
     let mut text = String::new();

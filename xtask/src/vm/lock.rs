@@ -21,8 +21,19 @@ pub struct Series {
     pub suite: &'static str,
     /// The architectures it is tested on.
     pub arches: &'static [Arch],
-    /// The packages of what is no kernel; those of a kernel are found by its version.
-    pub packages: &'static [&'static str],
+    /// What is taken of the suite.
+    pub packages: Packages,
+}
+
+/// Which packages a series consists of.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Packages {
+    /// Those of the kernel that is the newest by its version.
+    OfKernel,
+    /// Just these.
+    Just(&'static [&'static str]),
+    /// These, and all that they depend on.
+    WithDependencies(&'static [&'static str]),
 }
 
 /// What the matrix consists of.
@@ -31,31 +42,31 @@ pub const MATRIX: [Series; 5] = [
         name: "5.10",
         suite: "bullseye-security",
         arches: &[Arch::X86_64],
-        packages: &[],
+        packages: Packages::OfKernel,
     },
     Series {
         name: "6.1",
         suite: "bookworm-security",
         arches: &[Arch::X86_64, Arch::Aarch64],
-        packages: &[],
+        packages: Packages::OfKernel,
     },
     Series {
         name: "6.12",
         suite: "bookworm-security",
         arches: &[Arch::X86_64],
-        packages: &[],
+        packages: Packages::OfKernel,
     },
     Series {
         name: "6.18",
         suite: "trixie-backports",
         arches: &[Arch::X86_64],
-        packages: &[],
+        packages: Packages::OfKernel,
     },
     Series {
         name: "7.3",
         suite: "trixie-backports",
         arches: &[Arch::X86_64, Arch::Aarch64],
-        packages: &[],
+        packages: Packages::OfKernel,
     },
 ];
 
@@ -64,7 +75,7 @@ pub const BUSYBOX: Series = Series {
     name: "busybox",
     suite: "trixie",
     arches: &[Arch::Aarch64],
-    packages: &["busybox-static"],
+    packages: Packages::Just(&["busybox-static"]),
 };
 
 /// What the bench in a guest compares with, and its libraries. Bookworm's reads a field that 6.12
@@ -73,12 +84,51 @@ pub const BINDSNOOP: Series = Series {
     name: "bindsnoop",
     suite: "trixie",
     arches: &[Arch::X86_64],
-    packages: &["libbpf-tools", "libc6", "libelf1t64", "libzstd1", "zlib1g"],
+    packages: Packages::Just(&["libbpf-tools", "libc6", "libelf1t64", "libzstd1", "zlib1g"]),
+};
+
+/// The system of the guest with systemd and container runtimes.
+pub const SYSTEM: Series = Series {
+    name: "system",
+    suite: "trixie",
+    arches: &[Arch::X86_64],
+    packages: Packages::WithDependencies(&[
+        "aardvark-dns",
+        "base-files",
+        "base-passwd",
+        "busybox-static",
+        "catatonit",
+        "containerd",
+        "coreutils",
+        "crun",
+        "dash",
+        "dbus-user-session",
+        "docker-cli",
+        "docker.io",
+        "findutils",
+        "grep",
+        "iproute2",
+        "iptables",
+        "kmod",
+        "libpam-systemd",
+        "mount",
+        "netavark",
+        "nftables",
+        "passt",
+        "podman",
+        "runc",
+        "sed",
+        "slirp4netns",
+        "systemd-sysv",
+        "tar",
+        "uidmap",
+        "util-linux",
+    ]),
 };
 
 /// The series of the lock file.
 pub fn all() -> impl Iterator<Item = &'static Series> {
-    MATRIX.iter().chain([&BUSYBOX, &BINDSNOOP])
+    MATRIX.iter().chain([&BUSYBOX, &BINDSNOOP, &SYSTEM])
 }
 
 /// An architecture.
@@ -163,6 +213,14 @@ pub fn read() -> Result<Vec<Kernel>> {
     let path = path();
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     parse(&text).with_context(|| path.display().to_string())
+}
+
+/// What is locked of a series for an architecture.
+pub fn find(series: &str, arch: Arch) -> Result<Kernel> {
+    let mut locked = read()?.into_iter();
+    locked
+        .find(|locked| locked.series == series && locked.arch == arch)
+        .with_context(|| format!("no {series} for {} is locked", arch.name()))
 }
 
 /// Writes the lock file.

@@ -11,6 +11,7 @@ mod kernel;
 mod lock;
 mod report;
 mod suite;
+pub mod systemd;
 mod verified;
 
 use std::fs;
@@ -19,6 +20,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -39,6 +41,10 @@ const PROGRAMS: &[Provided] = &[Provided {
     program: "xz",
     package: "xz-utils",
 }];
+const QEMU: Provided = Provided {
+    program: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+};
 
 /// The arguments of `cargo xtask vm`.
 #[derive(clap::Args)]
@@ -55,6 +61,9 @@ pub struct Args {
     /// Write the newest kernels of the matrix to the lock file, and run nothing
     #[arg(long)]
     update_lock: bool,
+    /// Real containers and units instead, in a guest with systemd
+    #[arg(long, conflicts_with_all = ["kernels", "arch", "backends", "record"])]
+    systemd: bool,
     /// Record how many instructions the verifier went through
     #[arg(long)]
     record: bool,
@@ -83,7 +92,11 @@ pub fn vm(args: &Args) -> Result<ExitCode> {
         say(&format!("{} kernels and tools are locked", kernels.len()));
         return Ok(ExitCode::SUCCESS);
     }
-    let outcome = run(args)?;
+    let outcome = if args.systemd {
+        systemd::run(&args.filters)?
+    } else {
+        run(args)?
+    };
     for remark in &outcome.remarks {
         say(remark);
     }
@@ -107,6 +120,7 @@ pub fn level(filters: &[String]) -> Result<Outcome> {
         arch: Arch::X86_64,
         backends: Vec::new(),
         update_lock: false,
+        systemd: false,
         record: false,
         verbose: false,
         filters: filters.to_vec(),
@@ -124,10 +138,7 @@ fn run(args: &Args) -> Result<Outcome> {
     }
     provide(PROGRAMS)?;
     provide(&[match args.arch {
-        Arch::X86_64 => Provided {
-            program: "qemu-system-x86_64",
-            package: "qemu-system-x86",
-        },
+        Arch::X86_64 => QEMU,
         Arch::Aarch64 => Provided {
             program: "qemu-system-aarch64",
             package: "qemu-system-arm",
@@ -235,6 +246,7 @@ impl Run<'_> {
             arch: kernel.kernel.arch,
             image: kernel.image.clone(),
             initramfs: folder.join("initramfs.cpio"),
+            root: None,
             console: folder.join("console.log"),
             clock: Clock::Real,
         };
@@ -243,15 +255,15 @@ impl Run<'_> {
         fs::write(&guest.initramfs, archive)?;
 
         let mut outcome = GuestOutcome::default();
-        let (mut report, mut end) = self.attempt(&guest, &kernel.kernel)?;
+        let (mut report, mut end) = attempt(&guest, kernel.kernel.series, guest::LIMIT)?;
         if report.is_empty() {
             outcome.remarks.push(format!(
                 "RETRIED: no result came at all; the console's end:\n{}",
                 guest.console_tail()
             ));
-            (report, end) = self.attempt(&guest, &kernel.kernel)?;
+            (report, end) = attempt(&guest, kernel.kernel.series, guest::LIMIT)?;
         }
-        self.judge(&report, end, &kernel.kernel, &mut outcome);
+        self.judge(&report, &end, &kernel.kernel, &mut outcome);
         if outcome.tally.failed != 0 {
             outcome
                 .remarks
@@ -261,14 +273,10 @@ impl Run<'_> {
     }
 
     /// Counts what went wrong besides the tests.
-    fn judge(&self, report: &Report, end: End, kernel: &Kernel, outcome: &mut GuestOutcome) {
-        let ended = match end {
-            End::Off => "the guest ended",
-            End::Killed => "the guest was killed after its time limit",
-        };
+    fn judge(&self, report: &Report, end: &End, kernel: &Kernel, outcome: &mut GuestOutcome) {
         outcome.tally = report.tally();
         outcome.verified = report.verified_instructions();
-        let mut complaints = report.complaints(ended);
+        let mut complaints = report.complaints(end.told());
         if report.ended() == 0 {
             complaints.push("no test was run".to_owned());
         }
@@ -288,20 +296,6 @@ impl Run<'_> {
                 outcome.remarks.push(said);
             }
         }
-    }
-
-    fn attempt(&self, guest: &Guest, kernel: &Kernel) -> Result<(Report, End)> {
-        let mut report = Report::default();
-        let series = kernel.series;
-        let end = guest.run(guest::LIMIT, |line| {
-            if let Some(seconds) = line.strip_prefix("@uptime ") {
-                say(&format!("{series}: {seconds} s since it started"));
-            } else if let Line::Show(backend) = report.line(line) {
-                // A reader of the output that has gone is no reason to stop.
-                let _ = writeln!(std::io::stdout(), "{series:<4} {backend:<10} | {line}");
-            }
-        })?;
-        Ok((report, end))
     }
 
     /// The variables of `init.sh`.
@@ -331,4 +325,18 @@ impl Run<'_> {
             filters.join(" ")
         )
     }
+}
+
+/// Starts a guest and reads what it says, which is shown under this name.
+fn attempt(guest: &Guest, name: &str, limit: Duration) -> Result<(Report, End)> {
+    let mut report = Report::default();
+    let end = guest.run(limit, |line| {
+        if let Some(seconds) = line.strip_prefix("@uptime ") {
+            say(&format!("{name}: {seconds} s since it started"));
+        } else if let Line::Show(backend) = report.line(line) {
+            // A reader of the output that has gone is no reason to stop.
+            let _ = writeln!(std::io::stdout(), "{name:<4} {backend:<10} | {line}");
+        }
+    })?;
+    Ok((report, end))
 }
