@@ -126,7 +126,7 @@ pub(super) enum Format {
 
 /// When to colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum When {
+enum When {
     /// On a terminal, unless NO_COLOR is set
     Auto,
     /// Always
@@ -137,7 +137,7 @@ pub(super) enum When {
 
 impl When {
     /// Whether what goes to this stream is coloured.
-    pub(super) fn of(self, stream: &impl IsTerminal) -> Color {
+    fn of(self, stream: &impl IsTerminal) -> Color {
         let colored = match self {
             Self::Always => true,
             Self::Never => false,
@@ -151,12 +151,32 @@ impl When {
     }
 }
 
-/// The zone that times are told in.
-pub(super) fn zone(utc: bool) -> TimeZone {
-    if utc {
-        TimeZone::UTC
-    } else {
-        TimeZone::system()
+/// How text for people is written.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct StyleOptions {
+    /// Tell times in UTC instead of local time
+    #[arg(long)]
+    utc: bool,
+
+    /// When to colour
+    #[arg(long, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    color: When,
+}
+
+impl StyleOptions {
+    /// The zone that times are told in.
+    pub(super) fn zone(self) -> TimeZone {
+        if self.utc {
+            TimeZone::UTC
+        } else {
+            TimeZone::system()
+        }
+    }
+
+    /// Whether what goes to this stream is coloured.
+    pub(super) fn color(self, stream: &impl IsTerminal) -> Color {
+        self.color.of(stream)
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::options::{When, zone};
+use super::options::StyleOptions;
 use super::print;
 use crate::report::{Report, Tally, read};
 use crate::sink::report::html;
@@ -32,17 +32,12 @@ pub struct Options {
     #[arg(long, conflicts_with = "output", help_heading = "Output")]
     json: bool,
 
-    /// Tell times in UTC instead of local time
-    #[arg(long, help_heading = "Output")]
-    utc: bool,
+    #[command(flatten)]
+    style: StyleOptions,
 
     /// Tell more: why something could not be seen
     #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
     verbose: u8,
-
-    /// When to colour
-    #[arg(long, value_enum, default_value_t = When::Auto, value_name = "WHEN", help_heading = "Output")]
-    color: When,
 }
 
 /// How a report is written.
@@ -78,7 +73,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         sources,
         ..tally.finish()
     };
-    let zone = zone(options.utc);
+    let zone = options.style.zone();
     print(&match options.output {
         _ if options.json => json(&report)?,
         Format::Json => json(&report)?,
@@ -86,7 +81,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Format::Text => {
             let style = Style {
                 zone,
-                color: options.color.of(&stdout()),
+                color: options.style.color(&stdout()),
                 whole: options.verbose > 0,
             };
             text::render(&report, &style).into_bytes()

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::options::{self, FilterOptions, Format, TraceOptions, When, create_private};
+use super::options::{FilterOptions, Format, StyleOptions, TraceOptions, create_private};
 use super::pipeline::{self, Plan, Screen, Sinks};
 use super::prepare::prepare;
 use super::value;
@@ -53,13 +53,8 @@ struct OutputOptions {
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
 
-    /// Tell times in UTC instead of local time
-    #[arg(long)]
-    utc: bool,
-
-    /// When to colour
-    #[arg(long, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
-    color: When,
+    #[command(flatten)]
+    style: StyleOptions,
 
     /// Tell nothing on standard error but errors and losses
     #[arg(short, long)]
@@ -72,7 +67,7 @@ struct OutputOptions {
 
 impl OutputOptions {
     fn text(&self) -> Text {
-        Text::new(options::zone(self.utc), self.color.of(&stdout()))
+        Text::new(self.style.zone(), self.style.color(&stdout()))
     }
 }
 

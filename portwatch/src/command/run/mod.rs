@@ -16,15 +16,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::{ArgAction, Args};
+use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use self::child::{Fate, Inherited, follow};
-use self::ci::Choice;
-use self::output::{Outputs, WhereTo};
+use self::output::{OutputOptions, Outputs};
 use self::signals::{Arrived, Signals};
 use self::user::runner;
-use super::options::{FilterOptions, Format, TraceOptions, When};
+use super::options::{FilterOptions, TraceOptions};
 use super::pipeline::{self, Plan, Running, Screen, Sinks};
 use super::prepare::{self, prepare};
 use super::value;
@@ -84,50 +83,6 @@ pub struct Options {
     trace: TraceOptions,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Output")]
-struct OutputOptions {
-    /// How the report is written to standard error
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    output: Format,
-
-    /// Short for --output json
-    #[arg(long, conflicts_with = "output")]
-    json: bool,
-
-    /// Write the report as JSON to this file as well
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-
-    /// Write the findings as JUnit XML to this file
-    #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
-
-    /// Write the events as JSON to this file (mode 0600)
-    #[arg(long, value_name = "FILE")]
-    write: Option<PathBuf>,
-
-    /// Which CI service to tell
-    #[arg(long, value_enum, default_value_t = Choice::Auto)]
-    ci: Choice,
-
-    /// Tell times in UTC instead of local time
-    #[arg(long)]
-    utc: bool,
-
-    /// When to colour
-    #[arg(long, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
-    color: When,
-
-    /// No report on standard error
-    #[arg(short, long)]
-    quiet: bool,
-
-    /// The whole report, also if there is nothing to complain of
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
-    verbose: u8,
-}
-
 /// What the job is watched with.
 struct Watch {
     running: Running,
@@ -160,20 +115,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         ..options.filter.clone().filter()?
     };
     let runner = runner(options.user)?;
-    let output = &options.output;
-    let where_to = WhereTo {
-        json: output.json || output.output == Format::Json,
-        report: output.report.as_deref(),
-        junit: output.junit.as_deref(),
-        write: output.write.as_deref(),
-        ci: output.ci,
-        utc: output.utc,
-        color: output.color.of(&stderr()),
-        quiet: output.quiet,
-        whole: output.verbose > 0,
-    };
     let owner = runner.as_ref().map(|runner| (runner.uid, runner.gid));
-    let mut outputs = Outputs::open(&where_to, owner)?;
+    let mut outputs = Outputs::open(&options.output, owner)?;
     // Before there is a second thread: each inherits it.
     let signals = signals::block().context("cannot block signals")?;
     let program = options.command.first().cloned().unwrap_or_default();
@@ -218,7 +161,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         left_behind: went.left,
         ..tally.finish()
     };
-    for error in outputs.write(&report, &where_to) {
+    for error in outputs.write(&report, &options.output) {
         tell(&format!("{error:#}"));
     }
     let found = options.fail_on.iter().any(|finding| report.has(*finding));

@@ -5,27 +5,54 @@ use std::io::{Write as _, stderr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::{ArgAction, Args};
 use nix::unistd::{Gid, Uid, fchown};
 
 use super::ci::{Choice, Service, summarise};
-use crate::command::options::{create_private, zone};
+use crate::command::options::{Format, StyleOptions, create_private};
 use crate::command::report::json;
 use crate::report::{Finding, Report};
 use crate::sink::report::text::{self, Style};
 use crate::sink::report::{github, gitlab, junit};
-use crate::sink::text::Color;
 
-/// What was asked for.
-pub(super) struct WhereTo<'a> {
-    pub(super) json: bool,
-    pub(super) report: Option<&'a Path>,
-    pub(super) junit: Option<&'a Path>,
-    pub(super) write: Option<&'a Path>,
-    pub(super) ci: Choice,
-    pub(super) utc: bool,
-    pub(super) color: Color,
-    pub(super) quiet: bool,
-    pub(super) whole: bool,
+/// Where to, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct OutputOptions {
+    /// How the report is written to standard error
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+
+    /// Short for --output json
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+
+    /// Write the report as JSON to this file as well
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
+    /// Write the findings as JUnit XML to this file
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+
+    /// Write the events as JSON to this file (mode 0600)
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+
+    /// Which CI service to tell
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    ci: Choice,
+
+    #[command(flatten)]
+    style: StyleOptions,
+
+    /// No report on standard error
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// The whole report, also if there is nothing to complain of
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(super) verbose: u8,
 }
 
 /// The files.
@@ -39,7 +66,7 @@ pub(super) struct Outputs {
 
 impl Outputs {
     /// Opens them; they are the owner's, if there is one.
-    pub(super) fn open(where_to: &WhereTo, owner: Option<(Uid, Gid)>) -> anyhow::Result<Self> {
+    pub(super) fn open(options: &OutputOptions, owner: Option<(Uid, Gid)>) -> anyhow::Result<Self> {
         let open = |path: Option<&Path>| -> anyhow::Result<Option<(PathBuf, File)>> {
             let Some(path) = path else { return Ok(None) };
             let file = create_private(path)?;
@@ -52,19 +79,19 @@ impl Outputs {
             Ok(Some((path.to_owned(), file)))
         };
         Ok(Self {
-            events: open(where_to.write)?,
-            report: open(where_to.report)?,
-            junit: open(where_to.junit)?,
-            service: Service::of(where_to.ci, |name| std::env::var_os(name)),
+            events: open(options.write.as_deref())?,
+            report: open(options.report.as_deref())?,
+            junit: open(options.junit.as_deref())?,
+            service: Service::of(options.ci, |name| std::env::var_os(name)),
         })
     }
 
     /// Writes the report everywhere, and gives what could not be written.
-    pub(super) fn write(self, report: &Report, where_to: &WhereTo) -> Vec<anyhow::Error> {
+    pub(super) fn write(self, report: &Report, options: &OutputOptions) -> Vec<anyhow::Error> {
         let mut errors = Vec::new();
         let mut told = Vec::new();
-        if !where_to.quiet {
-            match self.shown(report, where_to) {
+        if !options.quiet {
+            match self.shown(report, options) {
                 Ok(shown) => told.extend(shown),
                 Err(error) => errors.push(error),
             }
@@ -88,14 +115,14 @@ impl Outputs {
     }
 
     /// What is shown on standard error.
-    fn shown(&self, report: &Report, where_to: &WhereTo) -> anyhow::Result<Vec<u8>> {
-        if where_to.json {
+    fn shown(&self, report: &Report, options: &OutputOptions) -> anyhow::Result<Vec<u8>> {
+        if options.json || options.output == Format::Json {
             return json(report);
         }
         let style = Style {
-            zone: zone(where_to.utc),
-            color: where_to.color,
-            whole: where_to.whole,
+            zone: options.style.zone(),
+            color: options.style.color(&stderr()),
+            whole: options.verbose > 0,
         };
         let text = text::render(report, &style);
         Ok(match self.service {
