@@ -89,7 +89,8 @@ fn traced(docker: &Docker, options: &[&str]) -> (Value, Value) {
 
 /// What is not seen for want of the root of the cgroup v2 hierarchy.
 fn missing_of_cgroups(start: &Value) -> Option<&Value> {
-    let mut missing = start["missing"].as_array().unwrap().iter();
+    // Where nothing is, there is no such list.
+    let mut missing = start["missing"].as_array().into_iter().flatten();
     missing.find(|one| one["why"].as_str().unwrap().contains("cgroup v2"))
 }
 
