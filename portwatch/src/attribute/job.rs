@@ -3,16 +3,29 @@
 
 use std::time::Instant;
 
-use portwatch_common::record;
+use portwatch_common::record::{self, task_flag};
 
 use super::Attribution;
 use super::container::{Named, agreed, only};
+use super::refusal::Refusal;
 use crate::event::{Actor, Membership, Publishes, Socket};
+use crate::filter;
 
 impl Attribution {
     /// Whether a container is of the job that is watched, and how.
     pub(super) fn membership(&self, named: &Named) -> Option<Membership> {
         self.marks.as_ref()?.membership(named)
+    }
+
+    /// Whether a refusal's event may be wanted, by what is known of it when it arrives, with whether its
+    /// process may be a container's.
+    pub(super) fn may_want(&self, refusal: &Refusal, containers: bool) -> bool {
+        let job = || {
+            self.filter.job != Some(filter::Job::Own)
+                || refusal.task.flags & task_flag::IN_TREE != 0
+                || containers
+        };
+        refusal.may_pass(&self.filter) && job()
     }
 
     /// What a runtime binds for a container of the job is of the job as well, until it is released.

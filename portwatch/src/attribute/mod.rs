@@ -128,22 +128,28 @@ impl Listeners {
 struct Arrived {
     refusals: Vec<Refusal>,
     holders: Vec<record::Holder>,
-    lines: HashMap<Key, Vec<Key>>,
+    processes: HashMap<Key, Said>,
+}
+
+/// What a process has said of itself.
+#[derive(Debug)]
+struct Said {
+    line: Vec<Key>,
+    may_be_containers: bool,
 }
 
 impl Arrived {
-    fn take(&mut self, record: &Record, filter: &Filter) {
+    fn take(&mut self, record: &Record) {
         match record {
             Record::Holder(holder) => self.holders.push(*holder),
             Record::Process(identity) => {
-                let key = Key::of(&identity.task);
-                self.lines.insert(key, process::line(identity));
+                let said = Said {
+                    line: process::line(identity),
+                    may_be_containers: process::may_be_containers(identity),
+                };
+                self.processes.insert(Key::of(&identity.task), said);
             }
-            record => {
-                let refusal = Refusal::of(record);
-                self.refusals
-                    .extend(refusal.filter(|refusal| refusal.may_pass(filter)));
-            }
+            record => self.refusals.extend(Refusal::of(record)),
         }
     }
 }
@@ -209,12 +215,12 @@ impl Attribution {
             self.clock = Clock::now();
             self.clock_read = Instant::now();
         }
-        let (undecoded, filter) = (&mut self.undecoded, &self.filter);
+        let undecoded = &mut self.undecoded;
         let mut arrived = Arrived::default();
         self.order.add(batch.records().filter_map(|record| {
             *undecoded += u64::from(record.is_err());
             let record = record.ok()?;
-            arrived.take(&record, filter);
+            arrived.take(&record);
             Some(record)
         }));
         self.ask_for(&arrived);
@@ -263,7 +269,7 @@ impl Attribution {
     fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
         while let Some(record) = self.order.peek(complete_until) {
             if let Some(refusal) = Refusal::of(record)
-                && refusal.may_pass(&self.filter)
+                && self.may_want(&refusal, self.processes.may_be_containers(refusal.key()))
                 && self.has_to_wait(&refusal)
             {
                 break;
@@ -326,8 +332,16 @@ impl Attribution {
             let key = Key::of(&refusal.task);
             let holders = arrived.holders.iter().filter(|holder| holder.tid == tid);
             let holders = self.conflicts.of(tid).iter().chain(holders);
-            let line = match arrived.lines.get(&key) {
-                Some(line) => line,
+            let said = arrived.processes.get(&key);
+            let containers = match said {
+                Some(said) => said.may_be_containers,
+                None => self.processes.may_be_containers(key),
+            };
+            if !self.may_want(refusal, containers) {
+                continue;
+            }
+            let line = match said {
+                Some(said) => &said.line,
                 None => self.processes.line(key),
             };
             let above = |socket: &record::Socket| self.above(socket).map(|above| above.socket);

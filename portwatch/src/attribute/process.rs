@@ -11,7 +11,7 @@ use portwatch_common::record::{ANCESTORS, Ancestor as RawAncestor, Fork, Gone, T
 
 use super::arguments;
 use super::cgroup::{self, ContainerRef};
-use super::container::{Named, by_ancestor};
+use super::container::{Named, by_ancestor, is_proxy};
 use crate::event::{Actor, Ancestor, Membership, Process, Text, text};
 use crate::kernel::clock::{Clock, TICK};
 use crate::kernel::decode::Identity;
@@ -62,6 +62,10 @@ struct Known {
 }
 
 impl Known {
+    fn may_be_containers(&self) -> bool {
+        self.container.is_some() || is_proxy(&self.process, &self.comm.0)
+    }
+
     /// The name of one of its threads, which mostly is the one that is known and need not be made.
     fn comm_of(&self, task: &Task) -> (Text, Option<String>) {
         if self.comm.0.as_bytes() == until_nul(&task.comm) {
@@ -226,6 +230,14 @@ impl Processes {
         known.map_or(&[], |known| &known.line)
     }
 
+    /// Whether what a process does may be a container's: it is in one or serves one, or is not known.
+    #[must_use]
+    pub fn may_be_containers(&self, key: Key) -> bool {
+        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
+        let known = known.or_else(|| self.found_as(key));
+        known.is_none_or(Known::may_be_containers)
+    }
+
     /// Whether the parent of a process is known to be of this name.
     #[must_use]
     pub fn is_child_of(&self, key: Key, comm: &str) -> bool {
@@ -366,6 +378,11 @@ fn known(identity: &Identity) -> Known {
         uid: identity.task.uid,
         gid: identity.task.gid,
     }
+}
+
+/// The same of a process that has said who it is: see [`Processes::may_be_containers`].
+pub fn may_be_containers(identity: &Identity) -> bool {
+    known(identity).may_be_containers()
 }
 
 /// The ancestors of a process that has said who it is.

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use portwatch_common::record::{Bind, Holder, Socket, evidence};
+use portwatch_common::record::{Bind, Holder, Socket, evidence, task_flag};
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::lookup::{Finding, FoundSocket, Owner, Place, Question, Subject};
 use super::*;
 use crate::event::{Cause, Conflict, Evidence, Ownership};
+use crate::filter;
 
 const NETNS: u32 = 7;
 
@@ -183,6 +184,34 @@ fn a_refusal_that_is_not_wanted_is_not_asked_about() {
         feed(&mut attribution, &[refusal(clock::monotonic()).as_bytes()]);
         assert_eq!(subjects(&asked), []);
         assert!(!attribution.is_asking());
+    }
+}
+
+/// Where only a job's own events are wanted, but for a container that may be of it.
+#[test]
+fn what_a_stranger_is_refused_is_not_asked_about_for_a_job() {
+    for (comm, flags, wanted) in [
+        ("nginx", 0, false),
+        ("nginx", task_flag::IN_TREE, true),
+        ("dockerd", 0, true),
+    ] {
+        let (mut attribution, asked) = attribution();
+        attribution.choose(Filter {
+            job: Some(filter::Job::Own),
+            ..Filter::default()
+        });
+        let now = clock::monotonic();
+        let mut process = record::Process::new_zeroed();
+        process.header.kind = kind::PROCESS;
+        process.header.time = now;
+        process.task = task(NEWCOMER);
+        process.task.comm[..comm.len()].copy_from_slice(comm.as_bytes());
+        let mut bind = refusal(now + 1);
+        bind.task = process.task;
+        bind.task.flags = flags;
+        feed(&mut attribution, &[process.as_bytes(), bind.as_bytes()]);
+        let is_asked = !subjects(&asked).is_empty();
+        assert_eq!(is_asked, wanted, "{comm}, {flags}");
     }
 }
 

@@ -59,8 +59,9 @@ for backend in $BACKENDS; do
     done
 done
 if [ -n "$ONCE" ]; then
+    unset PORTWATCH_TEST_BACKEND
     echo "@begin suite once"
-    echo | undisturbed --show-output --test-threads 4 $ONCE
+    echo | undisturbed --show-output --test-threads 4 $ONCE $SKIPPED
     echo "@end $?"
     echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
 fi
@@ -70,7 +71,7 @@ for backend in $BACKENDS; do
     /suite/portwatch doctor -v --backend "$backend"
     echo "@end $?"
     echo "@begin suite $backend"
-    echo | undisturbed --show-output --test-threads 4 $FILTERS $SKIPPED
+    echo | undisturbed --show-output --test-threads 4 $FILTERS $SKIPPED $NOT_AGAIN
     echo "@end $?"
     echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
 done

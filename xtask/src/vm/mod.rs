@@ -307,18 +307,20 @@ impl Run<'_> {
             self.args.backends.join(" ")
         };
         // Who names tests wants just those.
-        let (mut skipped, mut slow, mut once) = (String::new(), "", String::new());
+        let skip = |tests: &[&str]| -> String {
+            tests.iter().map(|test| format!(" --skip {test}")).collect()
+        };
+        let (mut skipped, mut slow, mut once, mut not_again) =
+            (String::new(), "", String::new(), String::new());
         if filters.is_empty() {
             slow = suite::SLOW;
             once = suite::ONCE.join(" ");
-            let others = suite::NOT_IN_GUESTS.iter().chain(&suite::ONCE);
-            for test in others.chain([&slow]) {
-                skipped += &format!(" --skip {test}");
-            }
+            skipped = skip(&suite::NOT_IN_GUESTS) + &skip(&[slow]);
+            not_again = skip(&suite::ONCE);
         }
         format!(
             "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{backends}'\nONCE='{once}'\nSLOW='{slow}'\n\
-             FILTERS='{}'\nSKIPPED='{skipped}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
+             FILTERS='{}'\nSKIPPED='{skipped}'\nNOT_AGAIN='{not_again}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
             guest::result_port(kernel.arch),
             suite::KERNEL,
             suite::CASES,

@@ -18,8 +18,9 @@ pub const KERNEL: &str = "btf prototypes differential";
 /// How many pairs of sockets the last of them takes.
 pub const CASES: u32 = 2000;
 
-/// Scenarios that trace nothing: no backend concerns them, and they are run once.
-pub const ONCE: [&str; 2] = ["list::", "why::"];
+/// Scenarios that no backend concerns, and that are run once: those that trace nothing, and filters, which
+/// handlers apply that all backends have in common. Each of these starts a trace, which takes seconds.
+pub const ONCE: [&str; 3] = ["list::", "why::", "filters::"];
 
 /// The test that waits for a minute, which is run beside all others.
 pub const SLOW: &str = "a_minute::later_a_timewait_expires";

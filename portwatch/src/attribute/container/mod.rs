@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 pub use ancestor::by_ancestor;
+pub use proxy::is_proxy;
 pub use publish::{NamedPort, Publication, agreed, only};
 
 use self::file::Source;

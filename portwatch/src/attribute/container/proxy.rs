@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use crate::event::{Actor, Text};
+use crate::event::{Actor, Process, Text};
 
 /// What such a process tells by its name and arguments.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +36,11 @@ pub(super) enum Proxy {
     Rootlesskit,
 }
 
+/// Whether a process may hold ports of the host on behalf of a container.
+pub fn is_proxy(process: &Process, comm: &str) -> bool {
+    Proxy::of_process(process, comm).is_some()
+}
+
 /// Ports of the host, and the first port of the container that they lead to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
@@ -53,11 +58,15 @@ impl Mapping {
 impl Proxy {
     /// What a process is, if it is one of them.
     pub(super) fn of(actor: &Actor) -> Option<Self> {
-        let exe = actor.process.exe.as_deref().unwrap_or_default();
+        Self::of_process(&actor.process, &actor.comm)
+    }
+
+    fn of_process(process: &Process, comm: &str) -> Option<Self> {
+        let exe = process.exe.as_deref().unwrap_or_default();
         let program = exe.rsplit('/').next().unwrap_or_default();
-        let arguments = actor.process.args.as_deref().unwrap_or_default();
+        let arguments = process.args.as_deref().unwrap_or_default();
         // An executable may have been replaced or be a script's interpreter.
-        Self::told(program, arguments).or_else(|| Self::told(&actor.comm, arguments))
+        Self::told(program, arguments).or_else(|| Self::told(comm, arguments))
     }
 
     fn told(program: &str, arguments: &[Text]) -> Option<Self> {
