@@ -113,17 +113,19 @@ fn linker(arch: Arch, target: &str) -> Result<Option<String>> {
 /// Has cargo build the packages with tests for an architecture, as guests need them.
 pub fn choose(command: &mut Command, arch: Arch) -> Result<()> {
     let target = format!("{}-unknown-linux-gnu", arch.name());
-    let variable = target.replace('-', "_").to_uppercase();
+    // As arguments and not as variables: those a test would hand on to the cargo that it starts.
+    let config = |key: &str, value: &str| format!("target.{target}.{key}={value}");
+    let linker = linker(arch, &target)?;
+    let linker = linker.map(|linker| config("linker", &format!("'{linker}'")));
+    let flags = config("rustflags", "['-C','target-feature=+crt-static']");
     command
         .args(["--profile", "tests", "--target", &target])
         .args(["-p", "portwatch", "-p", "portwatch-tests"])
-        .envs(
-            linker(arch, &target)?
-                .map(|linker| (format!("CARGO_TARGET_{variable}_LINKER"), linker)),
-        )
-        .env(
-            format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
-            "-C target-feature=+crt-static",
+        .args(
+            linker
+                .iter()
+                .chain([&flags])
+                .flat_map(|config| ["--config", config]),
         );
     Ok(())
 }
