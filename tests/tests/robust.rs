@@ -556,7 +556,9 @@ fn two_processes_that_fight_for_ports() {
             .all(|place| place == "lookup" || place == "ring"),
         "{end}"
     );
-    assert!(memory < 64 << 10, "{memory} KiB");
+    // Behind by as much as it may be: five batches of at most the ring buffer's 4 MiB before the stage that
+    // makes events, what waits there for a quarter of a second, and six batches as text behind it.
+    assert!(memory < 96 << 10, "{memory} KiB");
 }
 
 /// A listener that everybody wants: each refusal names its process, and asking for it again and again
