@@ -213,8 +213,8 @@ impl std::error::Error for Unable {}
 /// Runs the levels asked for; the closing lines end standard output.
 pub fn test(args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() {
-        // The matrix takes about as long as the others together, and has yet to pass three times in a
-        // row; the guest with systemd takes as long again: docs/development.md tells.
+        // The matrix takes longer than the others together, and has yet to pass three times in a row; the
+        // guest with systemd takes long as well: docs/development.md tells.
         &[
             Level::Plain,
             Level::Host,
