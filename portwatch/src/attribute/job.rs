@@ -17,15 +17,16 @@ impl Attribution {
         self.marks.as_ref()?.membership(named)
     }
 
-    /// Whether a refusal's event may be wanted, by what is known of it when it arrives, with whether its
-    /// process may be a container's.
-    pub(super) fn may_want(&self, refusal: &Refusal, containers: bool) -> bool {
-        let job = || {
-            self.filter.job != Some(filter::Job::Own)
-                || refusal.task.flags & task_flag::IN_TREE != 0
-                || containers
-        };
-        refusal.may_pass(&self.filter) && job()
+    /// Whether nothing is wanted but what a job does.
+    pub(super) fn wants_own(&self) -> bool {
+        self.filter.job == Some(filter::Job::Own)
+    }
+
+    /// Whether a refusal's event may be wanted, by what is known of it when it arrives. `containers` says
+    /// whether its process may be a container's, which only a job's own depends on.
+    pub(super) fn may_want(&self, refusal: &Refusal, containers: impl FnOnce() -> bool) -> bool {
+        refusal.may_pass(&self.filter)
+            && (!self.wants_own() || refusal.task.flags & task_flag::IN_TREE != 0 || containers())
     }
 
     /// What a runtime binds for a container of the job is of the job as well, until it is released.

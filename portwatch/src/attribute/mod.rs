@@ -139,13 +139,14 @@ struct Said {
 }
 
 impl Arrived {
-    fn take(&mut self, record: &Record) {
+    /// `own` says whether only what a job does is wanted.
+    fn take(&mut self, record: &Record, own: bool) {
         match record {
             Record::Holder(holder) => self.holders.push(*holder),
             Record::Process(identity) => {
                 let said = Said {
                     line: process::line(identity),
-                    may_be_containers: process::may_be_containers(identity),
+                    may_be_containers: own && process::may_be_containers(identity),
                 };
                 self.processes.insert(Key::of(&identity.task), said);
             }
@@ -215,12 +216,13 @@ impl Attribution {
             self.clock = Clock::now();
             self.clock_read = Instant::now();
         }
+        let own = self.wants_own();
         let undecoded = &mut self.undecoded;
         let mut arrived = Arrived::default();
         self.order.add(batch.records().filter_map(|record| {
             *undecoded += u64::from(record.is_err());
             let record = record.ok()?;
-            arrived.take(&record);
+            arrived.take(&record, own);
             Some(record)
         }));
         self.ask_for(&arrived);
@@ -269,7 +271,7 @@ impl Attribution {
     fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
         while let Some(record) = self.order.peek(complete_until) {
             if let Some(refusal) = Refusal::of(record)
-                && self.may_want(&refusal, self.processes.may_be_containers(refusal.key()))
+                && self.may_want(&refusal, || self.processes.may_be_containers(refusal.key()))
                 && self.has_to_wait(&refusal)
             {
                 break;
@@ -333,7 +335,7 @@ impl Attribution {
             let holders = arrived.holders.iter().filter(|holder| holder.tid == tid);
             let holders = self.conflicts.of(tid).iter().chain(holders);
             let said = arrived.processes.get(&key);
-            let containers = match said {
+            let containers = || match said {
                 Some(said) => said.may_be_containers,
                 None => self.processes.may_be_containers(key),
             };

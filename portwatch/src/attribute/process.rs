@@ -222,28 +222,28 @@ impl Processes {
             .extend(found.into_iter().map(|found| (found.tgid, found)));
     }
 
+    /// What is known of a process, living or not.
+    fn peek(&self, key: Key) -> Option<&Known> {
+        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
+        known.or_else(|| self.found_as(key))
+    }
+
     /// The ancestors of a process, the nearest first, as far as they are known.
     #[must_use]
     pub fn line(&self, key: Key) -> &[Key] {
-        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
-        let known = known.or_else(|| self.found_as(key));
-        known.map_or(&[], |known| &known.line)
+        self.peek(key).map_or(&[], |known| &known.line)
     }
 
     /// Whether what a process does may be a container's: it is in one or serves one, or is not known.
     #[must_use]
     pub fn may_be_containers(&self, key: Key) -> bool {
-        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
-        let known = known.or_else(|| self.found_as(key));
-        known.is_none_or(Known::may_be_containers)
+        self.peek(key).is_none_or(Known::may_be_containers)
     }
 
     /// Whether the parent of a process is known to be of this name.
     #[must_use]
     pub fn is_child_of(&self, key: Key, comm: &str) -> bool {
-        let known = self.live.peek(&key).or_else(|| self.reaped.peek(&key));
-        let known = known.or_else(|| self.found_as(key));
-        let parent = known.and_then(|known| known.process.ancestors.first());
+        let parent = (self.peek(key)).and_then(|known| known.process.ancestors.first());
         parent.is_some_and(|parent| &*parent.comm == comm)
     }
 
