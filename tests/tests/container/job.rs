@@ -61,16 +61,7 @@ fn a_container_that_is_refused_its_port() {
         IMAGE,
         "/bin/busybox",
     ]);
-    let bind = [
-        "socket=tcp4",
-        "bind=0.0.0.0:9090",
-        "listen",
-        "say=listens",
-        "wait",
-    ];
-    let mut holder = Actor::start(&place.netns, &bind);
-    holder.go();
-    holder.says("listens");
+    let holder = holder(&place.netns);
     let job = run(
         &docker,
         &["--name", "web-1", "-p", "9090:80"],
