@@ -33,13 +33,22 @@ const NAMESPACES: usize = 64;
 /// For how long it is known who cannot be looked at.
 const HIDDEN: Duration = Duration::from_secs(10);
 
-/// Asks which processes have sockets open, by the sockets' addresses in the kernel; nothing where that
-/// cannot be asked.
-pub type AskOwners = Box<dyn Fn(&[u64]) -> Option<Vec<SnapshotEntry>> + Send>;
+/// What the kernel's iterators over open files tell; nothing where there are none.
+pub trait OpenFiles: Send {
+    /// Which processes have sockets open, by the sockets' addresses in the kernel.
+    fn owners(&self, _addresses: &[u64]) -> Option<Vec<SnapshotEntry>> {
+        None
+    }
+
+    /// All sockets that have a port, once for each descriptor of each process.
+    fn sockets(&self) -> Option<Vec<SnapshotEntry>> {
+        None
+    }
+}
 
 /// Looks up what is asked.
 pub struct Looker {
-    owners: AskOwners,
+    files: Box<dyn OpenFiles>,
     proc: PathBuf,
     /// The network namespace it is in, and how it comes back to the one it began in.
     inside: Option<u32>,
@@ -51,11 +60,11 @@ pub struct Looker {
 impl Looker {
     /// One for this host. For a thread that does nothing else.
     #[must_use]
-    pub fn new(owners: AskOwners) -> Self {
+    pub fn new(files: Box<dyn OpenFiles>) -> Self {
         let own = netns::own();
         let home = File::open("/proc/thread-self/ns/net").ok();
         Self {
-            owners,
+            files,
             proc: PathBuf::from("/proc"),
             inside: own,
             home: own.zip(home),
@@ -117,7 +126,7 @@ impl Looker {
                 _ => None,
             });
             let addresses: Vec<_> = addresses.collect();
-            let entries = (pass < PASSES).then(|| (self.owners)(&addresses));
+            let entries = (pass < PASSES).then(|| self.files.owners(&addresses));
             for question in some {
                 let finding = match (&entries, &question.subject) {
                     (Some(Some(entries)), Subject::Socket { address, inode }) => {
@@ -283,26 +292,40 @@ impl Looker {
         let Some(range) = Sysctls::read(&self.proc).local_port_range else {
             return Finding::Unknown;
         };
+        let within = |socket: &Socket| {
+            range.contains(&socket.local_port) && Place::of(socket, place.port) == Some(place)
+        };
         let told = dump(place, states::ALL).map(|told| told.socket);
         let mut ports = BTreeMap::new();
         let mut by_inode = HashMap::new();
-        for socket in told.filter(|socket| range.contains(&socket.local_port)) {
+        for socket in told.filter(within) {
             // One that waits beside one that lives counts as that.
             let waits = ports.entry(socket.local_port).or_insert(true);
             *waits &= socket.state == TCP_TIME_WAIT;
             by_inode.insert(socket.inode, socket.local_port);
         }
         by_inode.remove(&0);
-        let timewait = ports.values().filter(|waits| **waits).count();
         let mut counts = HashMap::<u32, (Task, HashSet<u16>)>::new();
-        let _ = sockets::openers(&self.proc, |inode, task| {
-            if let Some(port) = by_inode.get(&inode)
-                && let Some(task) = task()
-            {
-                let (_, ports) = counts.entry(task.tgid).or_insert((task, HashSet::new()));
-                ports.insert(*port);
+        let mut count = |task: Task, port| {
+            let (_, ports) = counts.entry(task.tgid).or_insert((task, HashSet::new()));
+            ports.insert(port);
+        };
+        if let Some(entries) = self.files.sockets() {
+            // Before Linux 6.8 sock_diag tells no TCP socket that is bound and nothing else.
+            for entry in entries.iter().filter(|entry| within(&entry.socket)) {
+                ports.insert(entry.socket.local_port, false);
+                count(entry.task, entry.socket.local_port);
             }
-        });
+        } else {
+            let _ = sockets::openers(&self.proc, |inode, task| {
+                if let Some(port) = by_inode.get(&inode)
+                    && let Some(task) = task()
+                {
+                    count(task, *port);
+                }
+            });
+        }
+        let timewait = ports.values().filter(|waits| **waits).count();
         let mut most: Vec<_> = (counts.into_values())
             .map(|(task, ports)| (task, ports.len() as u32))
             .collect();

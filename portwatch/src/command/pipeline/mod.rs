@@ -17,13 +17,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
+use portwatch_common::record::SnapshotEntry;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::emission::{Emission, Output, Renderer};
 use self::writer::{Writer, spawn_writer};
 use super::prepare::Prepared;
 use crate::attribute::Attribution;
-use crate::attribute::looker::Looker;
+use crate::attribute::looker::{Looker, OpenFiles};
 use crate::attribute::lookup::{self, Answer, Ask, Patience, Question};
 use crate::attribute::marks::Marks;
 use crate::attribute::process::{self, Found};
@@ -295,6 +296,19 @@ fn spawn_finder(pids: BTreeSet<u32>, inputs: mpsc::Sender<Input>, stopped: watch
     });
 }
 
+/// The iterators of the kernel side.
+struct Iterators(Arc<KernelSide>);
+
+impl OpenFiles for Iterators {
+    fn owners(&self, addresses: &[u64]) -> Option<Vec<SnapshotEntry>> {
+        self.0.ask_owners(addresses).ok()
+    }
+
+    fn sockets(&self) -> Option<Vec<SnapshotEntry>> {
+        self.0.snapshot().ok()
+    }
+}
+
 /// Starts the thread that looks up what explains refusals: what asks it, and what it answers. It
 /// takes one round of questions at a time, and ends when nobody is left to ask.
 fn spawn_looker(side: Arc<KernelSide>) -> anyhow::Result<(Ask, mpsc::Receiver<Vec<Answer>>)> {
@@ -303,8 +317,7 @@ fn spawn_looker(side: Arc<KernelSide>) -> anyhow::Result<(Ask, mpsc::Receiver<Ve
     std::thread::Builder::new()
         .name("portwatch-look".to_owned())
         .spawn(move || {
-            let mut looker =
-                Looker::new(Box::new(move |addresses| side.ask_owners(addresses).ok()));
+            let mut looker = Looker::new(Box::new(Iterators(side)));
             while let Ok(questions) = asked.recv() {
                 let before = clock::thread_time();
                 // Nobody takes them only where everything has ended.
