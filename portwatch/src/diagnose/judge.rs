@@ -317,12 +317,17 @@ fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
     if facts.publishes.is_some() || held.holder.publishes.is_some() {
         return None;
     }
+    let newcomer = facts.process.as_ref();
+    // Whoever has it itself is in its own way, whoever else has the same descriptor.
+    if is_held_by(held, |actor| newcomer.is_some_and(|it| it.pid == actor.pid)) {
+        return None;
+    }
     match held.tie {
         Some(Tie::Sibling) => return Some(Cause::Sibling),
         Some(Tie::LeftOver { .. }) if !is_service(facts, held) => return Some(Cause::StaleJob),
         _ => {}
     }
-    let (job, newcomer) = (facts.job.as_ref()?, facts.process.as_ref()?);
+    let (job, newcomer) = (facts.job.as_ref()?, newcomer?);
     let of_job = |actor: &Actor| {
         actor.pid == job.pid
             || actor
@@ -331,8 +336,7 @@ fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
                 .iter()
                 .any(|ancestor| ancestor.pid == job.pid)
     };
-    let own = |actor: &Actor| actor.pid == newcomer.pid;
-    if of_job(newcomer) && is_held_by(held, of_job) && !is_held_by(held, own) {
+    if of_job(newcomer) && is_held_by(held, of_job) {
         return Some(Cause::Sibling);
     }
     let left_over = |actor: &Actor| {

@@ -337,6 +337,13 @@ fn ties_between_processes_decide() {
         diagnose(&facts)
     };
     assert_eq!(tied(Tie::Sibling).cause, Cause::Sibling);
+    // Whoever has it itself, and a child that has not executed its program yet.
+    let own = but(listener(), |facts| {
+        let newcomer = facts.process.clone().unwrap();
+        first(facts).holder.processes.push(newcomer);
+        first(facts).tie = Some(Tie::Sibling);
+    });
+    assert_eq!(diagnose(&own).cause, Cause::Listener);
     // A container runtime binds for a container, whoever has started it.
     let publishing = but(listener(), |facts| {
         first(facts).tie = Some(Tie::Sibling);
