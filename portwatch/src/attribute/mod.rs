@@ -271,7 +271,11 @@ impl Attribution {
     fn ready(&mut self, complete_until: u64, emit: &mut impl FnMut(&Event)) {
         while let Some(record) = self.order.peek(complete_until) {
             if let Some(refusal) = Refusal::of(record)
-                && self.may_want(&refusal, || self.processes.may_be_containers(refusal.key()))
+                && self.may_want(&refusal, || {
+                    // Of one whose record was lost nothing is known by now.
+                    let known = self.processes.may_be_containers(refusal.key());
+                    known.unwrap_or(true)
+                })
                 && self.has_to_wait(&refusal)
             {
                 break;
@@ -335,9 +339,11 @@ impl Attribution {
             let holders = arrived.holders.iter().filter(|holder| holder.tid == tid);
             let holders = self.conflicts.of(tid).iter().chain(holders);
             let said = arrived.processes.get(&key);
+            // Who it is may be in a record before it that is not heeded yet: then that is asked for when
+            // its turn has come, if it is wanted.
             let containers = || match said {
                 Some(said) => said.may_be_containers,
-                None => self.processes.may_be_containers(key),
+                None => self.processes.may_be_containers(key).unwrap_or(false),
             };
             if !self.may_want(refusal, containers) {
                 continue;

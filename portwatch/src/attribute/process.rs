@@ -234,10 +234,11 @@ impl Processes {
         self.peek(key).map_or(&[], |known| &known.line)
     }
 
-    /// Whether what a process does may be a container's: it is in one or serves one, or is not known.
+    /// Whether what a process does may be a container's: it is in one or serves one. Nothing if it is not
+    /// known.
     #[must_use]
-    pub fn may_be_containers(&self, key: Key) -> bool {
-        self.peek(key).is_none_or(Known::may_be_containers)
+    pub fn may_be_containers(&self, key: Key) -> Option<bool> {
+        self.peek(key).map(Known::may_be_containers)
     }
 
     /// Whether the parent of a process is known to be of this name.

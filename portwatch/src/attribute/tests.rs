@@ -187,6 +187,15 @@ fn a_refusal_that_is_not_wanted_is_not_asked_about() {
     }
 }
 
+fn attribution_of_a_job() -> (Attribution, Asked) {
+    let (mut attribution, asked) = attribution();
+    attribution.choose(Filter {
+        job: Some(filter::Job::Own),
+        ..Filter::default()
+    });
+    (attribution, asked)
+}
+
 /// Where only a job's own events are wanted, but for a container that may be of it.
 #[test]
 fn what_a_stranger_is_refused_is_not_asked_about_for_a_job() {
@@ -195,11 +204,7 @@ fn what_a_stranger_is_refused_is_not_asked_about_for_a_job() {
         ("nginx", task_flag::IN_TREE, true),
         ("dockerd", 0, true),
     ] {
-        let (mut attribution, asked) = attribution();
-        attribution.choose(Filter {
-            job: Some(filter::Job::Own),
-            ..Filter::default()
-        });
+        let (mut attribution, asked) = attribution_of_a_job();
         let now = clock::monotonic();
         let mut process = record::Process::new_zeroed();
         process.header.kind = kind::PROCESS;
@@ -212,6 +217,14 @@ fn what_a_stranger_is_refused_is_not_asked_about_for_a_job() {
         feed(&mut attribution, &[process.as_bytes(), bind.as_bytes()]);
         let is_asked = !subjects(&asked).is_empty();
         assert_eq!(is_asked, wanted, "{comm}, {flags}");
+
+        // Who it is has arrived before, and is not heeded yet.
+        let (mut attribution, asked) = attribution_of_a_job();
+        let early = Batch::of([process.as_bytes()].into_iter(), 0);
+        attribution.batch(&early, |_| {});
+        feed(&mut attribution, &[bind.as_bytes()]);
+        let is_asked = !subjects(&asked).is_empty();
+        assert_eq!(is_asked, wanted, "{comm}, {flags}, in two batches");
     }
 }
 
