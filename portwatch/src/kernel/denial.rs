@@ -47,6 +47,10 @@ const KNOWN: [(&str, u64, bool); 13] = [
     ("integrity", 0, false),
 ];
 
+/// TOMOYO, by its name and its number. Some distributions have it in force without a policy.
+const TOMOYO: (&str, u64) = ("tomoyo", 103);
+const TOMOYO_PROFILES: &str = "/sys/kernel/security/tomoyo/profile";
+
 /// What may refuse a process a bind; nothing if that cannot be told.
 #[must_use]
 pub fn of(proc: &Path, tgid: u32) -> Option<Denials> {
@@ -71,17 +75,27 @@ fn numbers() -> Option<Denials> {
     let count =
         unsafe { libc::syscall(SYS_LSM_LIST_MODULES, ids.as_mut_ptr(), &raw mut size, 0_u32) };
     let ids = ids.get(..usize::try_from(count).ok()?)?;
-    Some(sum(ids
+    let ids = ids
         .iter()
-        .map(|id| KNOWN.iter().find(|(_, known, _)| known == id))))
+        .filter(|id| **id != TOMOYO.1 || enforces_tomoyo());
+    Some(sum(
+        ids.map(|id| KNOWN.iter().find(|(_, known, _)| known == id))
+    ))
 }
 
 /// The same by their names, where securityfs is mounted.
 fn names() -> Option<Denials> {
     let names = fs::read_to_string(MODULES).ok()?;
-    Some(sum(names.trim().split(',').map(|name| {
+    let names = names.trim().split(',');
+    let names = names.filter(|name| *name != TOMOYO.0 || enforces_tomoyo());
+    Some(sum(names.map(|name| {
         KNOWN.iter().find(|(known, _, _)| *known == name)
     })))
+}
+
+/// Whether TOMOYO may refuse anything: a profile of its policy says so. Where they cannot be read, one may.
+fn enforces_tomoyo() -> bool {
+    fs::read_to_string(TOMOYO_PROFILES).map_or(true, |profiles| profiles.contains("mode=enforcing"))
 }
 
 fn sum<'a>(modules: impl Iterator<Item = Option<&'a (&'a str, u64, bool)>>) -> Denials {

@@ -9,11 +9,11 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use portwatch::attribute::looker::Looker;
+use portwatch::attribute::looker::{Looker, OpenFiles};
 use portwatch::attribute::lookup::{Finding, Place, Question, Subject};
 use portwatch::attribute::process::Key;
 use portwatch_tests::expect::inet;
-use portwatch_tests::{Actor, Netns, Scenario, Socket, actor};
+use portwatch_tests::{Actor, Netns, Scenario, Socket, actor, unforked};
 use serde_json::{Value, json};
 
 const AT: &str = "127.0.0.1:8080";
@@ -364,13 +364,16 @@ fn a_socket_of_systemds() {
     assert_eq!(conflict(&scenario, 8080), expected);
 }
 
-/// Whether what else may refuse a bind can be told here: from 6.8 on, or where securityfs is mounted.
+/// Whether what else may refuse a bind can be told here: where securityfs is mounted, or from 6.8 on
+/// unless TOMOYO is in force, whose policy is told there alone.
 fn modules_are_told() -> bool {
-    // SAFETY: lsm_list_modules(2) writes nothing to an address that is none.
-    let result = unsafe { libc::syscall(461, 0, 0, 0) };
-    let missing =
-        result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS);
-    !missing || std::fs::exists("/sys/kernel/security/lsm").unwrap()
+    const TOMOYO: u64 = 103;
+    let mut ids = [0_u64; 32];
+    let mut size = size_of_val(&ids) as u32;
+    // SAFETY: lsm_list_modules(2) writes at most `size` bytes to the ids, and how many into `size`.
+    let count = unsafe { libc::syscall(461, ids.as_mut_ptr(), &raw mut size, 0) };
+    let listed = count >= 0 && !ids.contains(&TOMOYO);
+    listed || std::fs::exists("/sys/kernel/security/lsm").unwrap()
 }
 
 /// A bind that a filter answers never comes to where the other backends look.
@@ -458,6 +461,15 @@ fn unix_conflict(scenario: &Scenario) -> Value {
     named(scenario, failed["conflict"].clone())
 }
 
+/// The conflict with a socket that this process, and nobody else, has until it is explained.
+fn unix_conflict_here(act: impl FnOnce() -> UnixListener + Send) -> Value {
+    let (scenario, _inhabitant) = unix_scenario();
+    unforked(|| {
+        let _listener = scenario.run(act);
+        unix_conflict(&scenario)
+    })
+}
+
 /// What this process holds by a name.
 fn held_here(local: Value) -> Value {
     json!({
@@ -485,8 +497,7 @@ fn own() -> String {
 fn a_path_that_somebody_listens_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("app.sock");
-    let (scenario, _inhabitant) = unix_scenario();
-    let _listener = scenario.run(|| {
+    let conflict = unix_conflict_here(|| {
         let listener = UnixListener::bind(&path).unwrap();
         UnixListener::bind(&path).unwrap_err();
         listener
@@ -499,7 +510,7 @@ fn a_path_that_somebody_listens_on() {
         &format!("{own} has {path}"),
         &format!("stop {own} (kill {pid}), or use another name"),
     );
-    assert_eq!(unix_conflict(&scenario), expected);
+    assert_eq!(conflict, expected);
 }
 
 /// The one that has it is in another network namespace, and calls it otherwise.
@@ -549,9 +560,8 @@ fn a_path_that_was_left_over() {
 
 #[test]
 fn an_abstract_name() {
-    let (scenario, _inhabitant) = unix_scenario();
     let name = SocketAddr::from_abstract_name("portwatch-test").unwrap();
-    let _listener = scenario.run(|| {
+    let conflict = unix_conflict_here(|| {
         let listener = UnixListener::bind_addr(&name).unwrap();
         UnixListener::bind_addr(&name).unwrap_err();
         listener
@@ -564,7 +574,7 @@ fn an_abstract_name() {
         &format!("{own} has @portwatch-test"),
         &format!("stop {own} (kill {pid}), or use another name"),
     );
-    assert_eq!(unix_conflict(&scenario), expected);
+    assert_eq!(conflict, expected);
 }
 
 #[test]
@@ -686,6 +696,10 @@ fn a_listener_of_mptcp_if_the_kernel_has_it() {
     assert_eq!(conflict(&scenario, 8080), expected);
 }
 
+struct NoIterators;
+
+impl OpenFiles for NoIterators {}
+
 /// Without any hook, walk or iterator: sock_diag in the right namespace, and `/proc`.
 #[test]
 fn a_holder_from_user_space_alone() {
@@ -718,7 +732,7 @@ fn a_holder_from_user_space_alone() {
     // It enters namespaces, which a thread does for itself.
     let answers = std::thread::spawn(move || {
         let mut answers = Vec::new();
-        let mut looker = Looker::new(Box::new(|_| None));
+        let mut looker = Looker::new(Box::new(NoIterators));
         looker.answer(vec![question], |some| answers.extend(some));
         answers
     });
