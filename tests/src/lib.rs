@@ -54,35 +54,34 @@ pub fn systemd() -> bool {
 /// How long anything may take before it has failed.
 pub static LIMIT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(10) * patience());
 
-/// Between fork and exec a child has a copy of every descriptor, and whoever
-/// closes the last one is told as who released the socket: while a test closes
-/// descriptors no child may be made.
+/// Between fork and exec a child has a copy of every descriptor: it is told as one who has the sockets
+/// open, and as who released one if it closes the last.
 static FORKING: RwLock<()> = RwLock::new(());
 
 thread_local! {
     /// Whether no child is made because of what this thread does.
-    static CLOSING: Cell<bool> = const { Cell::new(false) };
+    static UNFORKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does something that closes descriptors. No child is made meanwhile.
-pub(crate) fn closing<T>(act: impl FnOnce() -> T) -> T {
+/// Does something with descriptors of which nobody else may have a copy. No child is made meanwhile.
+pub fn unforked<T>(act: impl FnOnce() -> T) -> T {
     // A second lock would wait for who waits for the first.
-    if CLOSING.get() {
+    if UNFORKED.get() {
         return act();
     }
     let _alone = FORKING.read().unwrap_or_else(|lock| lock.into_inner());
-    closing_for(act)
+    unforked_for(act)
 }
 
-/// The same in a thread whose starter is [`closing`].
-pub(crate) fn closing_for<T>(act: impl FnOnce() -> T) -> T {
+/// The same in a thread whose starter is [`unforked`].
+pub(crate) fn unforked_for<T>(act: impl FnOnce() -> T) -> T {
     struct Over;
     impl Drop for Over {
         fn drop(&mut self) {
-            CLOSING.set(false);
+            UNFORKED.set(false);
         }
     }
-    CLOSING.set(true);
+    UNFORKED.set(true);
     let _over = Over;
     act()
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
 
-use crate::{LIMIT, closing, closing_for, look_again_soon, spawn};
+use crate::{LIMIT, look_again_soon, spawn, unforked, unforked_for};
 
 // enum in include/net/tcp_states.h
 const TCP_FIN_WAIT2: u8 = 5;
@@ -81,7 +81,7 @@ impl Netns {
     /// Acts in the namespace, in a thread of its own. No process is started meanwhile, so what is
     /// closed here is closed by the last who has it; and so it must not start one.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
-        closing(|| self.run_while_forking(|| closing_for(act)))
+        unforked(|| self.run_while_forking(|| unforked_for(act)))
     }
 
     /// Acts in the namespace while processes may be started: for what takes long and closes no

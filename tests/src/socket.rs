@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd
 
 use libc::{c_int, socklen_t};
 
-use crate::closing;
+use crate::unforked;
 
 /// IPPROTO_MPTCP, include/uapi/linux/in.h.
 pub const MPTCP: c_int = 262;
@@ -358,7 +358,7 @@ impl From<OwnedFd> for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // SAFETY: it is not used any more.
-        closing(|| unsafe { ManuallyDrop::drop(&mut self.0) });
+        unforked(|| unsafe { ManuallyDrop::drop(&mut self.0) });
     }
 }
 
