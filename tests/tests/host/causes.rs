@@ -449,7 +449,7 @@ fn a_seccomp_filter_that_says_in_use() {
 
 /// A scenario with AF_UNIX, and somebody through whom its namespace can be reached.
 fn unix_scenario() -> (Scenario, Actor) {
-    let mut scenario = Scenario::traced(&["--unix"]);
+    let mut scenario = Scenario::sharing(&["--unix"]);
     let inhabitant = scenario.actor("$inhabitant", &["stay"]);
     (scenario, inhabitant)
 }
