@@ -15,23 +15,36 @@ pub(super) struct Settings {
     pub(super) large: Vec<(&'static str, u64)>,
 }
 
-impl Settings {
-    /// All settings, and why the addresses of functions are not known, if they are not. Without
-    /// `addresses` they are not looked up, and 0.
-    pub(super) fn resolve(btf: &Btf, addresses: bool) -> (Self, Result<(), String>) {
+/// Addresses of the functions that timers which concern us call; 0 where they are not known.
+#[derive(Default)]
+pub(super) struct Timers {
+    timewait: u64,
+    request: u64,
+}
+
+impl Timers {
+    /// Looks them up, for which all of `/proc/kallsyms` is read.
+    ///
+    /// # Errors
+    ///
+    /// Why they are not known.
+    pub(super) fn read() -> Result<Self, String> {
         const TIMEWAIT: &str = "tw_timer_handler";
         const REQUEST: &str = "reqsk_timer_handler";
 
-        let (symbols, known) = if addresses {
-            match Symbols::read(Path::new(symbols::KALLSYMS), &[TIMEWAIT, REQUEST]) {
-                Ok(symbols) if symbols.get(TIMEWAIT).is_some() => (symbols, Ok(())),
-                Ok(symbols) => (symbols, Err(format!("this kernel has no {TIMEWAIT}"))),
-                Err(error) => (Symbols::default(), Err(describe(&error))),
-            }
-        } else {
-            (Symbols::default(), Ok(()))
-        };
-        let address = |name| symbols.get(name).map_or(0, |symbol| symbol.address);
+        let symbols = Symbols::read(Path::new(symbols::KALLSYMS), &[TIMEWAIT, REQUEST])
+            .map_err(|error| describe(&error))?;
+        let address = |name| symbols.get(name).map(|symbol| symbol.address);
+        Ok(Self {
+            timewait: address(TIMEWAIT).ok_or(format!("this kernel has no {TIMEWAIT}"))?,
+            request: address(REQUEST).unwrap_or(0),
+        })
+    }
+}
+
+impl Settings {
+    /// All settings.
+    pub(super) fn resolve(btf: &Btf, timers: &Timers) -> Self {
         let bit = |name| {
             btf.enum_value(name)
                 .and_then(|value| u32::try_from(value).ok())
@@ -72,10 +85,10 @@ impl Settings {
             ("SUBSYS_CPU", index("cpu_cgrp_id")),
         ];
         let large = vec![
-            ("TIMEWAIT_HANDLER", address(TIMEWAIT)),
-            ("REQUEST_HANDLER", address(REQUEST)),
+            ("TIMEWAIT_HANDLER", timers.timewait),
+            ("REQUEST_HANDLER", timers.request),
         ];
-        (Self { small, large }, known)
+        Self { small, large }
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::Iter;
@@ -18,7 +19,7 @@ use super::decode;
 use super::hook::{self, Attach, Backend, Hook, Part};
 use super::layout::Layout;
 use super::losses::{KINDS, Losses, recursion_misses};
-use super::settings::Settings;
+use super::settings::{Settings, Timers};
 use super::support::Unsupported;
 use super::tree::Tree;
 
@@ -98,8 +99,10 @@ impl KernelSide {
     ///
     /// If the kernel is too old or too strange, or refuses.
     pub fn load(choice: &Choice) -> Result<Self, Unsupported> {
-        let btf =
-            Btf::from_path(Path::new(super::btf::VMLINUX)).map_err(|error| unreadable(&error))?;
+        // Only timers are known by their addresses.
+        let timers = choice.backend.is_none_or(|it| it == Backend::Tracepoint)
+            && choice.parts.contains(&Part::Timewait);
+        let (btf, timers, mut loader) = read(timers)?;
         if btf.enum_value("BPF_MAP_TYPE_RINGBUF").is_none() {
             return Err(Unsupported::new(
                 "cannot trace: this kernel is too old",
@@ -114,10 +117,11 @@ impl KernelSide {
                 "please report it, with the output of portwatch doctor",
             )
         })?;
-        // Looking addresses up means reading all of /proc/kallsyms: only timers are known by them.
-        let timers = choice.backend.is_none_or(|it| it == Backend::Tracepoint);
-        let addresses = timers && choice.parts.contains(&Part::Timewait);
-        let (settings, symbols) = Settings::resolve(&btf, addresses);
+        let (timers, no_addresses) = match timers {
+            Ok(timers) => (timers, None),
+            Err(why) => (Timers::default(), Some(why)),
+        };
+        let settings = Settings::resolve(&btf, &timers);
         let functions = hook::all()
             .flat_map(|hook| hook.targets.iter().copied())
             .filter(|target| btf.function(target).is_some())
@@ -128,7 +132,6 @@ impl KernelSide {
         drop(btf);
 
         unlock_memory();
-        let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::DISABLE);
         loader.map_max_entries("EVENTS", choice.buffer);
         let follow_tree = u32::from(choice.tree);
@@ -169,7 +172,7 @@ impl KernelSide {
             steps: Vec::new(),
             proven: BTreeSet::new(),
             refused: BTreeMap::new(),
-            no_addresses: symbols.err(),
+            no_addresses,
             functions,
             absent: layout.absent().iter().map(ToString::to_string).collect(),
             entries_unseen: 0,
@@ -575,6 +578,34 @@ pub(super) fn unlock_memory() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
+/// Reads what a load begins with, side by side: each takes long, and none needs another. The kernel's
+/// types are read by the loader for itself too.
+fn read<'a>(timers: bool) -> Result<(Btf, Result<Timers, String>, EbpfLoader<'a>), Unsupported> {
+    thread::scope(|threads| {
+        let timers = threads.spawn(move || {
+            if timers {
+                Timers::read()
+            } else {
+                Ok(Timers::default())
+            }
+        });
+        let loader = threads.spawn(EbpfLoader::new);
+        let btf = Btf::from_path(Path::new(super::btf::VMLINUX));
+        Ok((
+            btf.map_err(|error| unreadable(&error))?,
+            join(timers),
+            join(loader),
+        ))
+    })
+}
+
+/// What a thread came to; its panic goes on in this one.
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The kernel's types cannot be read.
