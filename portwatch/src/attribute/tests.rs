@@ -220,7 +220,7 @@ fn what_a_stranger_is_refused_is_not_asked_about_for_a_job() {
 
         // Who it is has arrived before, and is not heeded yet.
         let (mut attribution, asked) = attribution_of_a_job();
-        let early = Batch::of([process.as_bytes()].into_iter(), 0);
+        let early = Batch::of([process.as_bytes()], 0);
         attribution.batch(&early, |_| {});
         feed(&mut attribution, &[bind.as_bytes()]);
         let is_asked = !subjects(&asked).is_empty();
