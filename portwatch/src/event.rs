@@ -18,7 +18,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use conflict::{Cause, Conflict, Evidence, HeldSocket, Holder, Ownership, Publishes};
-pub use listed::{Listed, Timewaits};
+pub use listed::{Listed, PublishedPort, Timewaits};
 pub use why::{LastUse, LastUser, Newcomer, Place, PortRange, Published, Why};
 
 /// The version of the schema that every object names.
@@ -84,6 +84,9 @@ pub enum Body {
     /// The connections in TIME_WAIT on a port, of a list.
     #[serde(skip_deserializing)]
     Timewaits(Timewaits),
+    /// A port that a container publishes without a socket, of a list.
+    #[serde(skip_deserializing)]
+    Published(Box<PublishedPort>),
     /// Who has a port, and what a newcomer would get.
     #[serde(skip_deserializing)]
     Why(Box<Why>),
@@ -103,6 +106,7 @@ impl Body {
             Self::End(_) => "end",
             Self::Socket(_) => "socket",
             Self::Timewaits(_) => "timewaits",
+            Self::Published(_) => "published",
             Self::Why(_) => "why",
         }
     }
@@ -441,7 +445,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// A transport protocol, in the words of `ss`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
     /// IPPROTO_TCP.
     Tcp,
@@ -638,7 +642,7 @@ impl fmt::Display for State {
 }
 
 /// A socket.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Socket {
     /// The transport protocol; absent when the descriptor was no socket.
     #[serde(skip_serializing_if = "Option::is_none")]

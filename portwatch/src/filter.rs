@@ -4,12 +4,14 @@
 //! to whole events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use portwatch_common::map::filter;
 
 use crate::event::{
-    Actor, Address, Body, Conflict, Container, Family, Outcome, Pod, Socket, Timewaits, Transport,
+    Actor, Address, Body, Conflict, Container, Family, Outcome, Pod, PublishedPort, Publishes,
+    Socket, Timewaits, Transport,
 };
 
 /// A kind of event that can be chosen.
@@ -114,14 +116,18 @@ impl Filter {
                 self.wants(Kind::Bind)
                     && (!self.failed || bind.result.outcome == Outcome::Failure)
                     && self.passes_socket(&bind.socket, bind.requested.as_ref())
-                    && self.passes_caller(bind.process.as_ref(), bind.conflict.as_deref())
+                    && self
+                        .passes_caller(bind.process.as_ref(), wanted_for(bind.conflict.as_deref()))
                     && self.passes_job(bind.process.as_ref(), bind.conflict.as_deref())
             }
             Body::Listen(listen) => {
                 self.wants(Kind::Listen)
                     && (!self.failed || listen.result.outcome == Outcome::Failure)
                     && self.passes_socket(&listen.socket, None)
-                    && self.passes_caller(listen.process.as_ref(), listen.conflict.as_deref())
+                    && self.passes_caller(
+                        listen.process.as_ref(),
+                        wanted_for(listen.conflict.as_deref()),
+                    )
                     && self.passes_job(listen.process.as_ref(), listen.conflict.as_deref())
             }
             Body::Release(release) => {
@@ -139,13 +145,16 @@ impl Filter {
             }
             Body::Socket(listed) => {
                 let processes = &listed.processes;
+                let publishes = listed.publishes.as_ref();
+                let mut actors = processes.iter().map(Some);
                 self.passes_socket(&listed.socket.socket, None)
-                    && (self.passes_actor(None)
-                        || processes.iter().any(|actor| self.passes_actor(Some(actor))))
+                    && (self.passes_caller(None, None)
+                        || actors.any(|actor| self.passes_caller(actor, publishes)))
             }
             Body::Timewaits(timewaits) => {
                 self.passes_timewaits(timewaits) && self.passes_actor(None)
             }
+            Body::Published(published) => self.passes_published(published),
             Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Why(_) => true,
         }
     }
@@ -195,9 +204,35 @@ impl Filter {
         self.passes_caller(actor, None)
     }
 
-    /// What a runtime is refused for a container counts as that container's.
-    fn passes_caller(&self, actor: Option<&Actor>, conflict: Option<&Conflict>) -> bool {
-        let publishes = conflict.and_then(|conflict| conflict.publishes.as_ref());
+    /// Of a port that no socket has, and so no process.
+    fn passes_published(&self, published: &PublishedPort) -> bool {
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let socket = Socket {
+            transport: Some(published.transport.clone()),
+            family: published.address.map(|address| match address {
+                IpAddr::V4(_) => Family::Ipv4,
+                IpAddr::V6(_) => Family::Ipv6,
+            }),
+            local: Some(Address::Inet {
+                address: published.address.unwrap_or(unknown),
+                port: published.port,
+                scope: None,
+            }),
+            netns: published.netns,
+            ..Socket::default()
+        };
+        let of = &published.publishes;
+        let mut containers = self.containers.iter();
+        self.passes_socket(&socket, None)
+            && self.pids.is_empty()
+            && self.uids.is_empty()
+            && self.comms.is_empty()
+            && (self.containers.is_empty()
+                || containers.any(|wanted| is_of(&of.container, of.pod.as_ref(), wanted)))
+    }
+
+    /// What a runtime has, or is refused, for a container counts as that container's.
+    fn passes_caller(&self, actor: Option<&Actor>, publishes: Option<&Publishes>) -> bool {
         let is = |wanted: bool, test: &dyn Fn(&Actor) -> bool| !wanted || actor.is_some_and(test);
         is(!self.pids.is_empty(), &|actor| {
             self.pids.contains(&actor.pid)
@@ -284,6 +319,11 @@ impl Filter {
         }
         described
     }
+}
+
+/// The container for which what was refused was wanted.
+fn wanted_for(conflict: Option<&Conflict>) -> Option<&Publishes> {
+    conflict?.publishes.as_ref()
 }
 
 /// Whether a container is the one wanted: by its name or the beginning of its id, by a label, or by its pod.

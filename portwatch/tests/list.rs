@@ -60,6 +60,8 @@ fn bodies() -> Vec<Body> {
         sample("timewaits"),
         Body::Socket(listed(udp, workers.collect())),
         Body::Socket(listed(bound, vec![actor(77, "java", samples::runner())])),
+        sample("socket of a published port"),
+        sample("published without a socket"),
         timewaits(8080, 3, false),
         timewaits(40_000, 1, true),
         timewaits(40_001, 2, true),
@@ -82,6 +84,8 @@ fn ports() {
     tcp    *:3000              time-wait  -                    12        host                       -                                           the last frees in 59 s
     udp6   [::]:5353           bound      reuseaddr,reuseport  -         host                       worker[1], worker[2], worker[3] +2
     tcp4   10.0.0.5%eth0:8080  bound      -                    3         host                       java[77]                                    ci-runner.service, bound-not-listening
+    tcp4   0.0.0.0:8080        -          -                    3         host                       docker-proxy[900]                           published by web-1 (docker) → 80
+    tcp4   0.0.0.0:8081        -          -                    -         host                       -                                           published by \x1b[2J\u{202e}a\r\n\t\\b (docker) → 80, no socket
     tcp6   [::1]:6379          listen     -                    -         4026532201                 -                                           no process
     tcp6   [::1]:6379          listen     -                    -         \x1b[2J\u{202e}a\r\n\t\\b  -                                           no process
     tcp    2 ports             time-wait  -                    3         host                       -                                           ephemeral, the last frees in 2 s
@@ -93,11 +97,13 @@ fn connections() {
     let bodies = [
         sample("socket of two processes"),
         sample("socket in TIME_WAIT"),
+        sample("published without a socket"),
     ];
     insta::assert_snapshot!(text(&bodies, Columns::All), @r"
     PROTO  LOCAL            PEER            STATE      OPTIONS           NETNS  PROCESS                                     WHERE
     tcp6   [::]:443         -               listen     reuseaddr,v6only  host   nginx[812], \x1b[2J\u{202e}a\r\n\t\\b[813]  web-1 (docker)
     tcp4   127.0.0.1:40000  127.0.0.1:5432  time-wait  -                 blue   -                                           frees in 42 s
+    tcp4   0.0.0.0:8081     -               -          -                 host   -                                           published by \x1b[2J\u{202e}a\r\n\t\\b (docker) → 80, no socket
     ");
 }
 

@@ -545,9 +545,12 @@ pub fn membership(flags: u32) -> Option<Membership> {
 /// The container that a process is in by its ancestors alone.
 fn brief_by_ancestor(root: &Path, tgid: u32, parent: i32) -> Option<ContainerRef> {
     use std::os::unix::fs::MetadataExt as _;
-    let mntns = std::fs::metadata(root.join(format!("{tgid}/ns/mnt")))
-        .ok()?
-        .ino();
+    let mntns_of = |pid| std::fs::metadata(root.join(format!("{pid}/ns/mnt"))).map(|of| of.ino());
+    let mntns = mntns_of(tgid).ok()?;
+    // No container is in the host's, whose processes are the most: their ancestors need not be read.
+    if mntns_of(1).is_ok_and(|host| host == mntns) {
+        return None;
+    }
     let process = Process {
         mntns: u32::try_from(mntns).ok(),
         ancestors: ancestors_from_proc(root, parent).0,

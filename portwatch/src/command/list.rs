@@ -1,6 +1,6 @@
 //! `portwatch list`: every bound port of every network namespace, and who has it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,11 +10,12 @@ use clap::Args;
 use portwatch_common::record::Task;
 
 use super::options::{Format, SocketFilter};
-use crate::attribute::container::Containers;
+use crate::attribute::container::{Containers, NamedPort, Publication};
 use crate::attribute::process::{self, Key};
 use crate::attribute::socket;
 use crate::event::{
-    Actor, Address, Body, Event, HeldSocket, Listed, Ownership, State, Text, Timewaits, Transport,
+    Actor, Address, Body, Event, HeldSocket, Listed, Ownership, PublishedPort, State, Text,
+    Timewaits, Transport,
 };
 use crate::filter::Filter;
 use crate::kernel::clock::{self, Clock};
@@ -98,6 +99,7 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
     let mut actors = Actors::default();
     let host = netns::host();
     let mut rows = Vec::new();
+    let mut by_sockets = HashSet::new();
     let mut keep = |row: Body| {
         if filter.passes(&row) {
             rows.push(row);
@@ -115,8 +117,17 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
             // Their numbers are a protocol and an identifier, not ports.
             let transport = &row.socket.socket.transport;
             if !matches!(transport, Some(Transport::Raw | Transport::Icmp)) {
+                if let Some(of) = &row.publishes {
+                    let id = Text::clone(&of.container.id);
+                    by_sockets.insert((id, owned.socket.local_port));
+                }
                 keep(Body::Socket(row));
             }
+        }
+    }
+    for publication in actors.containers.published(Instant::now()) {
+        if let Some(published) = published(publication, &by_sockets, sockets) {
+            keep(Body::Published(Box::new(published)));
         }
     }
     if scope == Scope::Bound {
@@ -152,7 +163,7 @@ fn place(row: &Body, host: Option<u32>) -> impl Ord + use<> {
                 socket.netns,
                 listed.netns_name.clone(),
                 address(socket.local.as_ref()),
-                socket.transport.as_ref().map(ToString::to_string),
+                socket.transport.clone(),
                 address(socket.remote.as_ref()),
                 socket.inode,
             )
@@ -165,10 +176,19 @@ fn place(row: &Body, host: Option<u32>) -> impl Ord + use<> {
             None,
             None,
         ),
+        Body::Published(published) => (
+            published.netns,
+            published.netns_name.clone(),
+            published.address.map(|address| (published.port, address)),
+            Some(published.transport.clone()),
+            None,
+            None,
+        ),
         _ => (None, None, None, None, None, None),
     };
     let port = match row {
         Body::Timewaits(timewaits) => Some(timewaits.port),
+        Body::Published(published) => Some(published.port),
         _ => local.map(|(port, _)| port),
     };
     let unnamed = name.is_none();
@@ -210,6 +230,7 @@ pub(super) fn listed(
     // The kernel tells of no inode where there is none.
     socket.inode = socket.inode.filter(|_| !waiting);
     let processes: Vec<_> = owned.tasks.iter().map(|task| actors.actor(task)).collect();
+    let publishes = (actors.containers).publishes(&socket, &processes, Instant::now());
     Listed {
         socket: HeldSocket {
             socket,
@@ -222,8 +243,35 @@ pub(super) fn listed(
         },
         expires_in_ms: owned.expires_in_ms.map(u64::from),
         processes,
+        publishes: publishes.map(Into::into),
         netns_name: name(seen),
     }
+}
+
+/// A port that a container publishes, unless it is a port of one of these sockets.
+fn published(
+    publication: Publication,
+    by_sockets: &HashSet<(Text, u16)>,
+    sockets: &Sockets,
+) -> Option<PublishedPort> {
+    let transport = match &*publication.protocol {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        "sctp" => Transport::Sctp,
+        _ => return None,
+    };
+    let id = Text::clone(&publication.named.container.id);
+    let seen = publication
+        .netns
+        .and_then(|netns| sockets.namespaces.get(&netns));
+    (!by_sockets.contains(&(id, publication.host_port))).then(|| PublishedPort {
+        transport,
+        address: publication.host_address,
+        port: publication.host_port,
+        netns: publication.netns,
+        netns_name: name(seen),
+        publishes: NamedPort::from(publication).into(),
+    })
 }
 
 pub(super) fn name(seen: Option<&Seen>) -> Option<Text> {

@@ -1,9 +1,11 @@
 //! What `portwatch list` tells: not what happens, but what there is.
 
+use std::net::IpAddr;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Actor, HeldSocket, Ownership, Text, Transport};
+use super::{Actor, HeldSocket, Ownership, Publishes, Text, Transport};
 
 /// A socket that has a port: the keys of a [`Holder`](super::Holder), as far as a list knows them.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -19,9 +21,32 @@ pub struct Listed {
     /// The processes that have it open.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Actor>,
+    /// The port of a container for which a runtime's process has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publishes: Option<Publishes>,
     /// The name of its network namespace, if that is kept by one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<Text>,
+}
+
+/// A port of the host that leads to a container's by the packet filter alone: no socket has it.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct PublishedPort {
+    /// The transport protocol.
+    pub transport: Transport,
+    /// The address of the host; absent if the runtime's record does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The port of the host.
+    pub port: u16,
+    /// Inode number of the network namespace that it is a port of, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u32>,
+    /// The name of the network namespace, if it is kept by one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns_name: Option<Text>,
+    /// The port of the container.
+    pub publishes: Publishes,
 }
 
 /// The connections of a network namespace that are in TIME_WAIT on a local port, whatever their

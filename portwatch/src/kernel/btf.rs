@@ -14,6 +14,7 @@ pub(crate) mod blob;
 mod declaration;
 mod excerpt;
 mod field;
+mod index;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use field::Field;
+use index::Index;
 
 /// Where a kernel with `CONFIG_DEBUG_INFO_BTF` keeps its type information.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -313,8 +315,8 @@ pub struct Btf {
     strings: Range<usize>,
     /// Where each type begins in the type section, in bytes; type 1 comes first.
     offsets: Vec<u32>,
-    /// A name's hash in the upper half and the type that has it, or has an enumerator of that name, in the lower; sorted.
-    index: Vec<u64>,
+    /// The types that have a name, or an enumerator of that name.
+    index: Index,
 }
 
 impl Btf {
@@ -350,7 +352,7 @@ impl Btf {
         let layout = bytes.get(header.layout.clone()).unwrap_or_default();
 
         let mut offsets = Vec::with_capacity(types.len() / 32);
-        let mut index = Vec::with_capacity(types.len() / 40);
+        let mut names = Vec::with_capacity(types.len() / 40);
         let mut at = 0;
         while at < types.len() {
             let id = offsets.len() as u32 + 1;
@@ -374,7 +376,7 @@ impl Btf {
                     return Err(BtfError::Name { id, name });
                 };
                 if !text.is_empty() {
-                    index.push(u64::from(hash(text)) << 32 | u64::from(id));
+                    names.push(u64::from(hash(text)) << 32 | u64::from(id));
                 }
                 Ok(())
             };
@@ -391,13 +393,11 @@ impl Btf {
             }
             at = end as usize;
         }
-        index.sort_unstable();
-
         Ok(Self {
             types: header.types,
             strings: header.strings,
             offsets,
-            index,
+            index: Index::new(&names),
             bytes,
         })
     }
@@ -514,16 +514,8 @@ impl Btf {
 
     /// The types that have this name, or an enumerator of this name, and some more perhaps; by id.
     fn candidates(&self, name: &str) -> impl Iterator<Item = Type> {
-        let hash = hash(name.as_bytes());
-        let start = self
-            .index
-            .partition_point(|entry| ((entry >> 32) as u32) < hash);
-        self.index
-            .get(start..)
-            .unwrap_or_default()
-            .iter()
-            .take_while(move |entry| (**entry >> 32) as u32 == hash)
-            .filter_map(|entry| self.get(*entry as u32).ok())
+        let ids = self.index.ids(hash(name.as_bytes()));
+        ids.filter_map(|id| self.get(id).ok())
     }
 
     /// The types of this name, by id.

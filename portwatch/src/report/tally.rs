@@ -154,9 +154,12 @@ impl Tally {
                 return;
             }
             Body::Timewait(_) => {}
-            Body::Start(_) | Body::End(_) | Body::Socket(_) | Body::Timewaits(_) | Body::Why(_) => {
-                return;
-            }
+            Body::Start(_)
+            | Body::End(_)
+            | Body::Socket(_)
+            | Body::Timewaits(_)
+            | Body::Published(_)
+            | Body::Why(_) => return,
         }
         *self.events.entry(body.name().to_owned()).or_default() += 1;
     }

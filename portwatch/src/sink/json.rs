@@ -120,7 +120,12 @@ impl Json {
     fn body(&mut self, body: &Body, out: &mut Vec<u8>) -> serde_json::Result<()> {
         if matches!(
             body,
-            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_) | Body::Why(_)
+            Body::Start(_)
+                | Body::Lost(_)
+                | Body::End(_)
+                | Body::Timewaits(_)
+                | Body::Published(_)
+                | Body::Why(_)
         ) {
             return pairs(out, body);
         }
@@ -161,9 +166,12 @@ impl Json {
                 self.actor(out, key!("process"), timewait.process.as_ref())
             }
             Body::Socket(listed) => self.listed(out, listed),
-            Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Timewaits(_) | Body::Why(_) => {
-                Ok(())
-            }
+            Body::Start(_)
+            | Body::Lost(_)
+            | Body::End(_)
+            | Body::Timewaits(_)
+            | Body::Published(_)
+            | Body::Why(_) => Ok(()),
         }
     }
 
@@ -184,6 +192,7 @@ impl Json {
             out[begin] = b'[';
             out.push(b']');
         }
+        optional(out, key!("publishes"), listed.publishes.as_ref())?;
         optional(out, key!("netns_name"), listed.netns_name.as_ref())
     }
 

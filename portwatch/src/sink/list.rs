@@ -1,14 +1,16 @@
 //! The text of `portwatch list`: a table whose columns are as wide as what stands in them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use unicode_width::UnicodeWidthStr as _;
 
-use super::cell::{self, UNKNOWN};
+use super::cell::{self, UNKNOWN, put};
 use super::duration::Duration;
 use super::escape::escape;
-use crate::event::{Body, Listed, Ownership, State, Timewaits, Transport};
+use crate::event::{
+    Address, Body, Listed, Ownership, PublishedPort, Publishes, Socket, State, Timewaits, Transport,
+};
 
 /// Which columns there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +41,34 @@ const NAMED: usize = 3;
 /// A longer cell reaches over, lest one row make the table as wide.
 const WIDEST: usize = 47;
 
-type Row = [String; CELLS];
+/// The cells of all rows.
+#[derive(Default)]
+struct Table {
+    /// One behind the other.
+    text: String,
+    /// Where each of them ends; [`CELLS`] are a row.
+    ends: Vec<usize>,
+}
+
+impl Table {
+    /// Ends the cell whose text was put at the end.
+    fn end(&mut self) {
+        self.ends.push(self.text.len());
+    }
+
+    fn cell(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.end();
+    }
+
+    /// The cells, row by row.
+    fn cells(&self) -> impl Iterator<Item = &str> {
+        let begins = std::iter::once(&0).chain(&self.ends);
+        begins
+            .zip(&self.ends)
+            .map(|(begin, end)| &self.text[*begin..*end])
+    }
+}
 
 /// The whole table. `counts` is the number of TIME_WAITs by namespace and local port, `host` the
 /// namespace that is called so, `header` whether the columns are named.
@@ -53,13 +82,14 @@ pub fn render(
 ) -> Vec<u8> {
     let shown: HashSet<_> = bodies.iter().filter_map(tcp_port).collect();
     let mut ephemeral = BTreeMap::<u32, Folded>::new();
-    let mut rows: Vec<Row> = Vec::with_capacity(bodies.len() + 1);
+    let mut table = Table::default();
     if header {
-        rows.push(columns.titles().map(str::to_owned));
+        columns.titles().iter().for_each(|title| table.cell(title));
     }
     for body in bodies {
         match body {
-            Body::Socket(listed) => rows.push(socket(listed, columns, counts, host)),
+            Body::Socket(listed) => socket(&mut table, listed, columns, counts, host),
+            Body::Published(port) => published(&mut table, port, host),
             // Their number stands beside the socket.
             Body::Timewaits(sum) if shown.contains(&(sum.netns, sum.port)) => {}
             Body::Timewaits(sum) if sum.ephemeral => {
@@ -67,14 +97,8 @@ pub fn render(
             }
             Body::Timewaits(sum) => {
                 let local = format!("*:{}", sum.port);
-                rows.push(waiting(
-                    local,
-                    sum.count,
-                    sum.expires_in_ms,
-                    None,
-                    sum,
-                    host,
-                ));
+                let (count, expires_in_ms) = (sum.count, sum.expires_in_ms);
+                waiting(&mut table, &local, count, expires_in_ms, None, sum, host);
             }
             _ => {}
         }
@@ -86,17 +110,11 @@ pub fn render(
                 ports => format!("{ports} ports"),
             };
             let what = Some("ephemeral");
-            rows.push(waiting(
-                local,
-                folded.count,
-                folded.expires_in_ms,
-                what,
-                any,
-                host,
-            ));
+            let (count, expires_in_ms) = (folded.count, folded.expires_in_ms);
+            waiting(&mut table, &local, count, expires_in_ms, what, any, host);
         }
     }
-    aligned(&rows)
+    aligned(&table)
 }
 
 /// TIME_WAITs on ephemeral ports, which nobody looks for one by one.
@@ -136,131 +154,182 @@ fn tcp_port_of(listed: &Listed) -> Option<(u32, u16)> {
 }
 
 fn socket(
+    table: &mut Table,
     listed: &Listed,
     columns: Columns,
     counts: &HashMap<(u32, u16), u64>,
     host: Option<u32>,
-) -> Row {
+) {
     let socket = &listed.socket.socket;
     let device = socket.bound_device.as_deref();
-    let address = |address: Option<_>, device| {
-        let mut text = String::new();
-        match address {
-            Some(address) => cell::address(&mut text, address, device),
-            None => text.push_str(UNKNOWN),
+    cell::protocol(&mut table.text, socket);
+    table.end();
+    address(table, socket.local.as_ref(), device);
+    if columns == Columns::All {
+        address(table, socket.remote.as_ref(), None);
+    }
+    match socket.state {
+        Some(state) => put(&mut table.text, format_args!("{state}")),
+        None => table.text.push_str(UNKNOWN),
+    }
+    table.end();
+    options(&mut table.text, socket);
+    table.end();
+    if columns == Columns::Bound {
+        match tcp_port_of(listed).and_then(|port| counts.get(&port)) {
+            Some(count) => put(&mut table.text, format_args!("{count}")),
+            None => table.text.push_str(UNKNOWN),
         }
-        text
+        table.end();
+    }
+    let name = listed.netns_name.as_deref();
+    namespace(&mut table.text, name, socket.netns, host);
+    table.end();
+    processes(&mut table.text, listed);
+    table.end();
+    place(&mut table.text, listed);
+    table.end();
+}
+
+fn address(table: &mut Table, address: Option<&Address>, device: Option<&str>) {
+    match address {
+        Some(address) => cell::address(&mut table.text, address, device),
+        None => table.text.push_str(UNKNOWN),
+    }
+    table.end();
+}
+
+fn options(text: &mut String, socket: &Socket) {
+    let mut names = socket.options.names();
+    text.push_str(names.next().unwrap_or(UNKNOWN));
+    for name in names {
+        text.push(',');
+        text.push_str(name);
+    }
+}
+
+/// A port without a socket.
+fn published(table: &mut Table, port: &PublishedPort, host: Option<u32>) {
+    let local = port.address.map(|address| Address::Inet {
+        address,
+        port: port.port,
+        scope: None,
+    });
+    let digit = match port.address {
+        Some(IpAddr::V4(_)) => "4",
+        Some(IpAddr::V6(_)) => "6",
+        None => "",
     };
-    let mut protocol = String::new();
-    cell::protocol(&mut protocol, socket);
-    let local = address(socket.local.as_ref(), device);
-    let state = socket
-        .state
-        .map_or_else(|| UNKNOWN.to_owned(), |state| state.to_string());
-    let options: Vec<_> = socket.options.names().collect();
-    let options = if options.is_empty() {
-        UNKNOWN.to_owned()
-    } else {
-        options.join(",")
-    };
-    let netns = namespace(listed.netns_name.as_deref(), socket.netns, host);
-    let process = processes(listed);
-    let place = place(listed);
-    match columns {
-        Columns::Bound => {
-            let body = tcp_port_of(listed).and_then(|port| counts.get(&port));
-            let count = body.map_or_else(|| UNKNOWN.to_owned(), ToString::to_string);
-            [
-                protocol, local, state, options, count, netns, process, place,
-            ]
-        }
-        Columns::All => {
-            let remote = address(socket.remote.as_ref(), None);
-            [
-                protocol, local, remote, state, options, netns, process, place,
-            ]
-        }
+    put(&mut table.text, format_args!("{}{digit}", port.transport));
+    table.end();
+    match &local {
+        Some(local) => cell::address(&mut table.text, local, None),
+        None => put(&mut table.text, format_args!("*:{}", port.port)),
+    }
+    table.end();
+    // State, options, and a peer or a number of TIME_WAITs.
+    (0..3).for_each(|_| table.cell(UNKNOWN));
+    let name = port.netns_name.as_deref();
+    namespace(&mut table.text, name, port.netns, host);
+    table.end();
+    table.cell(UNKNOWN);
+    publishes(&mut table.text, &port.publishes);
+    table.text.push_str(", no socket");
+    table.end();
+}
+
+/// Of which container a port of the host is one.
+fn publishes(text: &mut String, of: &Publishes) {
+    text.push_str("published by ");
+    cell::container(text, &of.container, of.pod.as_ref());
+    if let Some(port) = of.port {
+        put(text, format_args!(" → {port}"));
     }
 }
 
 fn waiting(
-    local: String,
+    table: &mut Table,
+    local: &str,
     count: u64,
     expires_in_ms: u64,
     what: Option<&str>,
     sum: &Timewaits,
     host: Option<u32>,
-) -> Row {
-    let frees = match count {
-        1 => format!("frees in {}", Duration(expires_in_ms)),
-        _ => format!("the last frees in {}", Duration(expires_in_ms)),
-    };
-    [
-        sum.transport.to_string(),
-        local,
-        State::TimeWait.to_string(),
-        UNKNOWN.to_owned(),
-        count.to_string(),
-        namespace(sum.netns_name.as_deref(), Some(sum.netns), host),
-        UNKNOWN.to_owned(),
-        what.into_iter()
-            .chain([&*frees])
-            .collect::<Vec<_>>()
-            .join(", "),
-    ]
+) {
+    put(&mut table.text, format_args!("{}", sum.transport));
+    table.end();
+    table.cell(local);
+    put(&mut table.text, format_args!("{}", State::TimeWait));
+    table.end();
+    table.cell(UNKNOWN);
+    put(&mut table.text, format_args!("{count}"));
+    table.end();
+    let name = sum.netns_name.as_deref();
+    namespace(&mut table.text, name, Some(sum.netns), host);
+    table.end();
+    table.cell(UNKNOWN);
+    if let Some(what) = what {
+        put(&mut table.text, format_args!("{what}, "));
+    }
+    let last = if count == 1 { "" } else { "the last " };
+    let left = Duration(expires_in_ms);
+    put(&mut table.text, format_args!("{last}frees in {left}"));
+    table.end();
 }
 
-fn namespace(name: Option<&str>, netns: Option<u32>, host: Option<u32>) -> String {
+fn namespace(text: &mut String, name: Option<&str>, netns: Option<u32>, host: Option<u32>) {
     match (name, netns) {
-        (Some(name), _) => escape(name).into_owned(),
-        (None, Some(netns)) if host == Some(netns) => "host".to_owned(),
-        (None, Some(netns)) => netns.to_string(),
-        (None, None) => UNKNOWN.to_owned(),
+        (Some(name), _) => text.push_str(&escape(name)),
+        (None, Some(netns)) if host == Some(netns) => text.push_str("host"),
+        (None, Some(netns)) => put(text, format_args!("{netns}")),
+        (None, None) => text.push_str(UNKNOWN),
     }
 }
 
-fn processes(listed: &Listed) -> String {
+fn processes(text: &mut String, listed: &Listed) {
     let processes = &listed.processes;
-    let mut text = String::new();
     for (number, actor) in processes.iter().take(NAMED).enumerate() {
         if number != 0 {
             text.push_str(", ");
         }
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{}[{}]", escape(&actor.comm), actor.pid);
+        put(text, format_args!("{}[{}]", escape(&actor.comm), actor.pid));
     }
     match processes.len() {
         0 => text.push_str(UNKNOWN),
-        count if count > NAMED => {
-            let _ = write!(text, " +{}", count - NAMED);
-        }
+        count if count > NAMED => put(text, format_args!(" +{}", count - NAMED)),
         _ => {}
     }
-    text
 }
 
 /// The last column: where its first process belongs, and what is special about the socket.
-fn place(listed: &Listed) -> String {
+fn place(text: &mut String, listed: &Listed) {
     let socket = &listed.socket.socket;
-    let mut parts = Vec::new();
+    let begin = text.len();
+    let part = |text: &mut String, part: std::fmt::Arguments<'_>| {
+        if text.len() != begin {
+            text.push_str(", ");
+        }
+        put(text, part);
+    };
     if let Some(actor) = listed.processes.first() {
-        let mut home = String::new();
-        cell::home(&mut home, actor);
-        parts.extend((!home.is_empty()).then_some(home));
+        cell::home(text, actor);
+    }
+    if let Some(of) = &listed.publishes {
+        part(text, format_args!(""));
+        publishes(text, of);
     }
     if tcp_port_of(listed).is_some() && socket.state == Some(State::Bound) {
-        parts.push("bound-not-listening".to_owned());
+        part(text, format_args!("bound-not-listening"));
     }
     match (listed.ownership, listed.expires_in_ms) {
-        (_, Some(left)) => parts.push(format!("frees in {}", Duration(left))),
-        (Some(Ownership::None), None) => parts.push("no process".to_owned()),
+        (_, Some(left)) => part(text, format_args!("frees in {}", Duration(left))),
+        (Some(Ownership::None), None) => part(text, format_args!("no process")),
         _ => {}
     }
-    parts.join(", ")
 }
 
 /// The rows below each other, each a line.
-fn aligned(rows: &[Row]) -> Vec<u8> {
+fn aligned(table: &Table) -> Vec<u8> {
     let width = |cell: &str| {
         if cell.is_ascii() {
             cell.len()
@@ -269,22 +338,22 @@ fn aligned(rows: &[Row]) -> Vec<u8> {
         }
     };
     let mut widths = [0; CELLS];
-    for row in rows {
-        for (most, cell) in widths.iter_mut().zip(row) {
-            *most = (*most).max(width(cell).min(WIDEST));
-        }
+    for (number, cell) in table.cells().enumerate() {
+        let most = &mut widths[number % CELLS];
+        *most = (*most).max(width(cell).min(WIDEST));
     }
-    let mut out = Vec::new();
-    for row in rows {
-        for (cell, most) in row.iter().zip(widths) {
-            out.extend_from_slice(cell.as_bytes());
-            let gap = most.saturating_sub(width(cell)) + GAP;
+    let mut out = Vec::with_capacity(2 * table.text.len());
+    for (number, cell) in table.cells().enumerate() {
+        out.extend_from_slice(cell.as_bytes());
+        if number % CELLS == CELLS - 1 {
+            while out.last() == Some(&b' ') {
+                out.pop();
+            }
+            out.push(b'\n');
+        } else {
+            let gap = widths[number % CELLS].saturating_sub(width(cell)) + GAP;
             out.resize(out.len() + gap, b' ');
         }
-        while out.last() == Some(&b' ') {
-            out.pop();
-        }
-        out.push(b'\n');
     }
     out
 }

@@ -123,6 +123,7 @@ impl Text {
             | Body::End(_)
             | Body::Socket(_)
             | Body::Timewaits(_)
+            | Body::Published(_)
             | Body::Why(_) => return,
         };
         let actor = actor.as_ref();

@@ -7,8 +7,8 @@ use portwatch::event::{
     AbstractText, Actor, Address, Ancestor, Bind, Body, Cause, Conflict, Container, End, Event,
     Evidence, Family, HeldSocket, Holder, LastUse, LastUser, Listed, Listen, Lost, Missing,
     Newcomer, Options, Outcome, Ownership, PathText, Phase, Place, Pod, PortRange, Process,
-    Published, Publishes, Reason, Release, Result, Socket, Start, State, Step, Time, Timewait,
-    Timewaits, Transport, Why,
+    Published, PublishedPort, Publishes, Reason, Release, Result, Socket, Start, State, Step, Time,
+    Timewait, Timewaits, Transport, Why,
 };
 use portwatch_common::record::option;
 
@@ -156,7 +156,17 @@ pub fn listed(socket: Socket, processes: Vec<Actor>) -> Listed {
         }),
         expires_in_ms: None,
         processes,
+        publishes: None,
         netns_name: None,
+    }
+}
+
+/// A port of a container.
+pub fn web() -> Publishes {
+    Publishes {
+        container: container(Some("web-1")),
+        pod: None,
+        port: Some(80),
     }
 }
 
@@ -741,11 +751,7 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                         processes: vec![actor(3998, "nginx", in_pod())],
                         publishes: None,
                     }],
-                    publishes: Some(Publishes {
-                        container: container(Some("web-1")),
-                        pod: None,
-                        port: Some(80),
-                    }),
+                    publishes: Some(web()),
                 })),
                 process: Some(actor(4312, "node", runner())),
             }),
@@ -798,6 +804,30 @@ pub fn samples() -> Vec<(&'static str, Event)> {
                 expires_in_ms: 59_000,
                 ephemeral: false,
             }),
+        ),
+        (
+            "socket of a published port",
+            Body::Socket(Listed {
+                publishes: Some(web()),
+                ..listed(
+                    tcp4([0, 0, 0, 0], 8080),
+                    vec![actor(900, "docker-proxy", Process::default())],
+                )
+            }),
+        ),
+        (
+            "published without a socket",
+            Body::Published(Box::new(PublishedPort {
+                transport: Transport::Tcp,
+                address: Some([0, 0, 0, 0].into()),
+                port: 8081,
+                netns: Some(4_026_531_840),
+                netns_name: None,
+                publishes: Publishes {
+                    container: container(Some(HOSTILE)),
+                    ..web()
+                },
+            })),
         ),
         ("why", Body::Why(Box::new(why()))),
     ];

@@ -3,11 +3,14 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use portwatch_tests::expect::inet;
-use portwatch_tests::{LIMIT, Trace, portwatch, spawn};
+use portwatch_tests::{LIMIT, Trace, look_again_soon, portwatch, spawn};
 use serde_json::{Value, json};
 
 use crate::daemon::Docker;
+use crate::room::printed;
 use crate::scene::{Scene, group};
 
 /// A daemon, and what is traced of it.
@@ -114,6 +117,64 @@ fn why_a_published_port_is_held() {
     assert_eq!(place["conflict"]["cause"], "published-port", "{told}");
     let publishes = json!({"container": web, "port": 80});
     assert_eq!(place["holders"][0]["publishes"], publishes, "{told}");
+}
+
+/// By its proxies' sockets, and when these are gone by the packet filter alone.
+#[test]
+fn a_published_port_is_listed() {
+    let host = Host::new(&[]);
+    let options = ["--name", "web-1", "-p", "8080:80"];
+    let id = host.docker.run(&options, &["sleep", "600"]);
+    let netns = host.netns().inode().to_string();
+    let list = |options: &[&str]| {
+        let options = [&["list", "--netns", &netns], options].concat();
+        printed(Command::new(portwatch()).args(options))
+    };
+    let rows = || -> Vec<Value> {
+        let list = list(&["--json"]);
+        let lines = list.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let publishes = json!({"container": container(&id, "web-1", &json!({})), "port": 80});
+    let held = rows();
+    assert_eq!(held.len(), 2, "one of each family: {held:?}");
+    for row in &held {
+        assert_eq!(row["event"], "socket", "{row}");
+        assert_eq!(row["socket"]["local"]["port"], 8080, "{row}");
+        assert_eq!(row["publishes"], publishes, "{row}");
+    }
+    let proxies: Vec<_> = (held.iter())
+        .map(|row| row["processes"][0]["pid"].as_i64().unwrap())
+        .collect();
+    for pid in &proxies {
+        kill(Pid::from_raw((*pid).try_into().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    let begin = Instant::now();
+    while proxies
+        .iter()
+        .any(|pid| std::fs::exists(format!("/proc/{pid}/fd/0")).unwrap())
+    {
+        assert!(begin.elapsed() < *LIMIT, "{proxies:?} do not end");
+        look_again_soon();
+    }
+    let expected = ["0.0.0.0", "::"].map(|address| {
+        json!({
+            "event": "published", "transport": "tcp", "address": address, "port": 8080,
+            "netns": host.netns().inode(), "publishes": publishes,
+        })
+    });
+    let seen = rows().into_iter().map(|mut row| {
+        for key in ["schema", "seq", "time"] {
+            row.as_object_mut().unwrap().remove(key);
+        }
+        row
+    });
+    assert_eq!(seen.collect::<Vec<_>>(), expected);
+    let text = list(&[]);
+    let told = text.matches("published by web-1 (docker) → 80, no socket");
+    assert_eq!(told.count(), 2, "{text}");
 }
 
 /// Without a proxy dockerd has the socket itself.

@@ -448,15 +448,16 @@ fn a_published_port_of_a_user() {
     assert_eq!(why["published"], json!([published]), "{why}");
     let list =
         printed(Command::new(portwatch()).args(["list", "--json", "--container", &id[..20]]));
-    let socket = list
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let socket = socket
-        .into_iter()
-        .find(|line| line["event"] == "socket")
-        .unwrap();
-    assert_eq!(socket["socket"]["local"]["port"], 80, "{list}");
-    assert_eq!(socket["processes"][0]["container"], web, "{list}");
+    let of = |port: u16| {
+        let rows = list
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut rows = rows.filter(|row| row["socket"]["local"]["port"] == port);
+        rows.next().unwrap_or_default()
+    };
+    assert_eq!(of(80)["processes"][0]["container"], web, "{list}");
+    let publishes = json!({"container": web, "port": 80});
+    assert_eq!(of(8080)["publishes"], publishes, "{list}");
 
     let from = podman.seen();
     let options = ["--name", "second", "-p", "8080:81"];

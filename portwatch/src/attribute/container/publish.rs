@@ -67,6 +67,11 @@ impl Containers {
         })
     }
 
+    /// All that is published, as [`Containers::publishing`] has it.
+    pub fn published(&mut self, now: Instant) -> Vec<Publication> {
+        self.look(now, |publication| publication.running)
+    }
+
     /// Those wanted. Others on the same port, of another daemon, do not make up for them.
     fn look(&mut self, now: Instant, is: impl Fn(&Publication) -> bool) -> Vec<Publication> {
         for fresh in [FRESH, MISSED.max(self.publications.took)] {
