@@ -26,7 +26,7 @@ fn a_line_is_the_event_it_was_made_of() {
         let recorded = read(&written(&event));
         if matches!(
             event.body,
-            Body::Socket(_) | Body::Timewaits(_) | Body::Why(_)
+            Body::Socket(_) | Body::Timewaits(_) | Body::Published(_) | Body::Why(_)
         ) {
             // What is and not what happens: not of a stream.
             assert!(recorded.is_err(), "{name}");

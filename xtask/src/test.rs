@@ -52,7 +52,7 @@ const HOST_PROGRAMS: &[Provided] = &[
 /// The arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The levels to run; all but systemd if none is named
+    /// The levels to run; all if none is named
     #[arg(value_enum, value_name = "LEVEL")]
     levels: Vec<Level>,
     /// Only tests whose names contain one of these
@@ -213,14 +213,7 @@ impl std::error::Error for Unable {}
 /// Runs the levels asked for; the closing lines end standard output.
 pub fn test(args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() {
-        // The guest with systemd takes as long as the others together: docs/development.md tells.
-        &[
-            Level::Plain,
-            Level::Host,
-            Level::Container,
-            Level::Differential,
-            Level::Vm,
-        ][..]
+        Level::value_variants()
     } else {
         &args.levels
     };

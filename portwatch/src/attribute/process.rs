@@ -495,6 +495,9 @@ pub fn from_proc(root: &Path, tgid: u32) -> Option<Found> {
     })
 }
 
+/// The ancestors of processes by their parent, which many have in common.
+pub type AncestorsByParent = HashMap<i32, Vec<Ancestor>>;
+
 /// Who a task is, with what is read fast from `/proc`: its arguments and cgroup. For lists of many
 /// processes; nothing but what the task itself says of one that is gone. `name` is as in
 /// [`Processes::actor`].
@@ -502,6 +505,7 @@ pub fn brief(
     root: &Path,
     task: &Task,
     clock: Clock,
+    ancestors: &mut AncestorsByParent,
     name: impl FnOnce(&ContainerRef) -> Named,
 ) -> Actor {
     let directory = root.join(task.tgid.to_string());
@@ -518,7 +522,9 @@ pub fn brief(
             set_args(&mut process, &args[..kept]);
         }
         let reference = set_cgroup(&mut process, &v2, &v1);
-        if let Some(reference) = reference.or_else(|| brief_by_ancestor(root, task.tgid, ppid)) {
+        if let Some(reference) =
+            reference.or_else(|| brief_by_ancestor(root, task.tgid, ppid, ancestors))
+        {
             let Named { container, pod, .. } = name(&reference);
             (process.container, process.pod) = (Some(container), pod);
         }
@@ -543,17 +549,22 @@ pub fn membership(flags: u32) -> Option<Membership> {
 }
 
 /// The container that a process is in by its ancestors alone.
-fn brief_by_ancestor(root: &Path, tgid: u32, parent: i32) -> Option<ContainerRef> {
+fn brief_by_ancestor(
+    root: &Path,
+    tgid: u32,
+    parent: i32,
+    ancestors: &mut AncestorsByParent,
+) -> Option<ContainerRef> {
     use std::os::unix::fs::MetadataExt as _;
-    let mntns_of = |pid| std::fs::metadata(root.join(format!("{pid}/ns/mnt"))).map(|of| of.ino());
-    let mntns = mntns_of(tgid).ok()?;
-    // No container is in the host's, whose processes are the most: their ancestors need not be read.
-    if mntns_of(1).is_ok_and(|host| host == mntns) {
-        return None;
-    }
+    let mntns = std::fs::metadata(root.join(format!("{tgid}/ns/mnt")))
+        .ok()?
+        .ino();
     let process = Process {
         mntns: u32::try_from(mntns).ok(),
-        ancestors: ancestors_from_proc(root, parent).0,
+        ancestors: ancestors
+            .entry(parent)
+            .or_insert_with(|| ancestors_from_proc(root, parent).0)
+            .clone(),
         ..Process::default()
     };
     by_ancestor(root, &process)

@@ -11,7 +11,7 @@ use portwatch_common::record::Task;
 
 use super::options::{Format, SocketFilter};
 use crate::attribute::container::{Containers, NamedPort, Publication};
-use crate::attribute::process::{self, Key};
+use crate::attribute::process::{self, AncestorsByParent, Key};
 use crate::attribute::socket;
 use crate::event::{
     Actor, Address, Body, Event, HeldSocket, Listed, Ownership, PublishedPort, State, Text,
@@ -304,6 +304,7 @@ pub(super) struct Actors {
     clock: Clock,
     pub(super) containers: Containers,
     known: HashMap<Key, Actor>,
+    ancestors: AncestorsByParent,
 }
 
 impl Default for Actors {
@@ -312,6 +313,7 @@ impl Default for Actors {
             clock: Clock::now(),
             containers: Containers::new(Path::new("/")),
             known: HashMap::new(),
+            ancestors: AncestorsByParent::new(),
         }
     }
 }
@@ -319,8 +321,9 @@ impl Default for Actors {
 impl Actors {
     pub(super) fn actor(&mut self, task: &Task) -> Actor {
         let (clock, containers) = (self.clock, &mut self.containers);
+        let ancestors = &mut self.ancestors;
         let actor = self.known.entry(Key::of(task)).or_insert_with(|| {
-            process::brief(Path::new("/proc"), task, clock, |reference| {
+            process::brief(Path::new("/proc"), task, clock, ancestors, |reference| {
                 containers.get(reference, Instant::now())
             })
         });

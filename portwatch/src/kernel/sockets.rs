@@ -101,11 +101,15 @@ pub fn all(scope: Scope) -> Sockets {
     let mut sockets = Sockets::default();
     // Entering a namespace takes a thread; the iterator needs none of its own.
     let (looked, iterated) = std::thread::scope(|threads| {
-        let looking = threads.spawn(|| look(scope.states(), &netns::all(Path::new("/"))));
+        let looking = threads.spawn(|| {
+            let namespaces = netns::all(Path::new("/"));
+            (look(scope.states(), &namespaces), namespaces)
+        });
         let iterated = iterate();
         (looking.join().unwrap_or_default(), iterated)
     });
-    (sockets.namespaces, sockets.missing) = looked;
+    let ((seen, missing), namespaces) = looked;
+    (sockets.namespaces, sockets.missing) = (seen, missing);
     sockets.complete = support::is_in_initial_pidns(Path::new("/")) == Some(true);
     if !sockets.complete {
         let outside = "processes outside of this pid namespace";
@@ -114,7 +118,7 @@ pub fn all(scope: Scope) -> Sockets {
     match iterated {
         Ok(entries) => {
             sockets.take_entries(&entries);
-            sockets.take_told(Unknown::Confirm);
+            sockets.take_told(Unknown::Confirm(namespaces));
             sockets.find_hidden(Path::new("/proc"));
         }
         Err(why) => {
@@ -209,10 +213,10 @@ fn tell(inode: u32, wanted: States) -> (Vec<Told>, Option<io::Error>) {
 }
 
 /// What to do with a socket that the kernel told of and that no process was seen to have.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Unknown {
-    /// Ask again: it may have been closed since, before its process was looked at.
-    Confirm,
+    /// Ask again, in these network namespaces: it may have been closed since, before its process was
+    /// looked at.
+    Confirm(BTreeMap<u32, Namespace>),
     /// Take it as it is.
     Believe,
 }
@@ -274,9 +278,9 @@ impl Sockets {
                 }
             }
         }
-        if unknown == Unknown::Confirm {
+        if let Unknown::Confirm(namespaces) = unknown {
             self.drop_subflows(&mut strangers);
-            confirm(&mut strangers);
+            confirm(&mut strangers, namespaces);
         }
         for told in strangers {
             let device = self.namespaces.get(&told.socket.netns);
@@ -371,6 +375,12 @@ pub fn hidden(proc: &Path) -> Vec<(u32, u32)> {
     let pids = processes.into_iter().flatten().flatten();
     let pids = pids.map(|process| process.pid().unsigned_abs());
     let hidden = pids.filter(|pid| {
+        // Asked of another link, for which not all open files are gone through: the same are refused
+        // (`proc_pid_get_link`, fs/proc/base.c, 5.10 to 7.3).
+        let other = std::fs::read_link(proc.join(pid.to_string()).join("cwd"));
+        if !other.is_err_and(|error| is_denied(&error)) {
+            return false;
+        }
         // Who has no file open has no socket.
         let first = open_files(proc, *pid).next();
         first.is_some_and(|link| link.is_err_and(|error| is_denied(&error)))
@@ -448,7 +458,7 @@ fn socket_inode(target: &Path) -> Option<u64> {
 }
 
 /// Takes out those that are no more. TIME_WAITs need not be asked for: they had no process.
-fn confirm(strangers: &mut Vec<Told>) {
+fn confirm(strangers: &mut Vec<Told>, mut namespaces: BTreeMap<u32, Namespace>) {
     let doubtful = |told: &Told| told.socket.state != TCP_TIME_WAIT;
     let places: HashSet<u32> = (strangers.iter())
         .filter(|told| doubtful(told))
@@ -471,7 +481,6 @@ fn confirm(strangers: &mut Vec<Told>) {
         tcp: of(libc::IPPROTO_TCP),
         udp: of(libc::IPPROTO_UDP),
     };
-    let mut namespaces = netns::all(Path::new("/"));
     namespaces.retain(|inode, _| places.contains(inode));
     let again = std::thread::scope(|threads| {
         let looking = threads.spawn(|| look(wanted, &namespaces).0);
