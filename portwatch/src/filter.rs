@@ -344,6 +344,47 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_published_port_passes_by_what_is_known_of_it() {
+        let published = PublishedPort {
+            transport: Transport::Tcp,
+            address: Some([127, 0, 0, 1].into()),
+            port: 8080,
+            netns: Some(7),
+            netns_name: None,
+            publishes: Publishes {
+                container: Container {
+                    runtime: "docker".into(),
+                    id: "3f4e8a1b2c5d".into(),
+                    name: Some("web-1".into()),
+                    image: None,
+                    labels: BTreeMap::new(),
+                },
+                pod: None,
+                port: Some(80),
+            },
+        };
+        let passes = |choose: &dyn Fn(&mut Filter)| {
+            let mut filter = Filter::default();
+            choose(&mut filter);
+            filter.passes(&Body::Published(Box::new(published.clone())))
+        };
+        assert!(passes(&|_| {}));
+        assert!(passes(&|filter| filter.ports = vec![8000..=9000]));
+        assert!(!passes(&|filter| filter.ports = vec![80..=80]));
+        assert!(passes(&|filter| filter.netns = [7].into()));
+        assert!(!passes(&|filter| filter.netns = [8].into()));
+        assert!(passes(&|filter| filter.tcp = true));
+        assert!(!passes(&|filter| filter.udp = true));
+        assert!(passes(&|filter| filter.ipv4 = true));
+        assert!(!passes(&|filter| filter.ipv6 = true));
+        let named = |name: &str| [name.to_owned()].into();
+        assert!(passes(&|filter| filter.containers = named("web-1")));
+        assert!(!passes(&|filter| filter.containers = named("web-2")));
+        assert!(!passes(&|filter| filter.pids = [1].into()), "no process");
+        assert!(!passes(&|filter| filter.comms = named("docker-proxy")));
+    }
+
+    #[test]
     fn containers_by_what_is_known_of_them() {
         let container = Container {
             runtime: "containerd".into(),

@@ -1,6 +1,6 @@
 //! `portwatch list`: every bound port of every network namespace, and who has it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::path::Path;
 use std::process::ExitCode;
@@ -99,7 +99,7 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
     let mut actors = Actors::default();
     let host = netns::host();
     let mut rows = Vec::new();
-    let mut by_sockets = HashSet::new();
+    let mut by_sockets = BTreeSet::new();
     let mut keep = |row: Body| {
         if filter.passes(&row) {
             rows.push(row);
@@ -117,9 +117,9 @@ fn rows(sockets: &Sockets, scope: Scope, filter: &Filter) -> Vec<Body> {
             // Their numbers are a protocol and an identifier, not ports.
             let transport = &row.socket.socket.transport;
             if !matches!(transport, Some(Transport::Raw | Transport::Icmp)) {
-                if let Some(of) = &row.publishes {
+                if let (Some(of), Some(transport)) = (&row.publishes, transport) {
                     let id = Text::clone(&of.container.id);
-                    by_sockets.insert((id, owned.socket.local_port));
+                    by_sockets.insert((id, transport.clone(), owned.socket.local_port));
                 }
                 keep(Body::Socket(row));
             }
@@ -251,7 +251,7 @@ pub(super) fn listed(
 /// A port that a container publishes, unless it is a port of one of these sockets.
 fn published(
     publication: Publication,
-    by_sockets: &HashSet<(Text, u16)>,
+    by_sockets: &BTreeSet<(Text, Transport, u16)>,
     sockets: &Sockets,
 ) -> Option<PublishedPort> {
     let transport = match &*publication.protocol {
@@ -261,10 +261,11 @@ fn published(
         _ => return None,
     };
     let id = Text::clone(&publication.named.container.id);
+    let by_socket = by_sockets.contains(&(id, transport.clone(), publication.host_port));
     let seen = publication
         .netns
         .and_then(|netns| sockets.namespaces.get(&netns));
-    (!by_sockets.contains(&(id, publication.host_port))).then(|| PublishedPort {
+    (!by_socket).then(|| PublishedPort {
         transport,
         address: publication.host_address,
         port: publication.host_port,
@@ -337,6 +338,7 @@ mod tests {
     use zerocopy::FromZeros as _;
 
     use super::*;
+    use crate::event::Container;
 
     fn owned(state: u8, sock_type: i32, port: u16, netns: u32) -> Owned {
         let mut socket = Socket::new_zeroed();
@@ -421,6 +423,37 @@ mod tests {
             shown(Scope::All),
             ["tcp 33", "tcp 80", "tcp 80", "tcp 80", "udp 80", "tcp 9000"]
         );
+    }
+
+    /// By its protocol too: a socket of TCP is none of UDP.
+    #[test]
+    fn a_published_port_is_told_unless_a_socket_has_it() {
+        let web = || Container {
+            runtime: "docker".into(),
+            id: "3f4e8a1b2c5d".into(),
+            name: None,
+            image: None,
+            labels: BTreeMap::new(),
+        };
+        let publication = |protocol: &str, host_port| Publication {
+            named: web().into(),
+            protocol: protocol.to_owned(),
+            host_address: None,
+            host_port,
+            port: 53,
+            addresses: Vec::new(),
+            netns: None,
+            running: true,
+        };
+        let by_sockets = BTreeSet::from([(web().id, Transport::Tcp, 5353)]);
+        let told = |protocol, port| {
+            let publication = publication(protocol, port);
+            published(publication, &by_sockets, &Sockets::default()).is_some()
+        };
+        assert!(!told("tcp", 5353));
+        assert!(told("udp", 5353));
+        assert!(told("tcp", 5354));
+        assert!(!told("icmp", 5354), "no port");
     }
 
     #[test]
