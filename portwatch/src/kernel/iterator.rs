@@ -19,7 +19,7 @@ use aya_obj::{EbpfSectionKind, Map, Object};
 
 use super::btf::{self, Btf};
 use super::layout::Layout;
-use super::settings::{Settings, Timers};
+use super::settings::{self, Timers};
 use super::side::{OBJECT, unlock_memory};
 
 /// Entries of a map that is only there because the program names it. As bytes of a ring buffer it
@@ -71,11 +71,13 @@ pub(super) fn read(program: &str, kind: &str) -> anyhow::Result<Vec<u8>> {
 
 fn set_globals(object: &mut Object, types: &Btf) -> anyhow::Result<()> {
     let layout = Layout::resolve(types)?;
-    let settings = Settings::resolve(types, &Timers::default());
-    let small = settings.small.iter().map(|(name, value)| (*name, value));
+    let settings = settings::resolve(types);
+    let small = settings.iter().map(|(name, value)| (*name, value));
     let small =
         (layout.iter().chain(small)).map(|(name, value)| (name, value.to_ne_bytes().to_vec()));
-    let large = (settings.large.iter()).map(|(name, value)| (*name, value.to_ne_bytes().to_vec()));
+    // No timer concerns it.
+    let timers = Timers::default().settings().into_iter();
+    let large = timers.map(|(name, value)| (name, value.to_ne_bytes().to_vec()));
     let values: HashMap<_, _> = small.chain(large).collect();
     let globals = values.iter().map(|(name, value)| (*name, (&**value, true)));
     object.patch_map_data(globals.collect())?;

@@ -9,12 +9,6 @@ use super::hook;
 use super::side::describe;
 use super::symbols::{self, Symbols};
 
-/// Values named like the globals of the kernel side, by their width.
-pub(super) struct Settings {
-    pub(super) small: Vec<(&'static str, u32)>,
-    pub(super) large: Vec<(&'static str, u64)>,
-}
-
 /// Addresses of the functions that timers which concern us call; 0 where they are not known.
 #[derive(Default)]
 pub(super) struct Timers {
@@ -40,56 +34,57 @@ impl Timers {
             request: address(REQUEST).unwrap_or(0),
         })
     }
+
+    /// As values of the globals of the kernel side.
+    pub(super) fn settings(&self) -> [(&'static str, u64); 2] {
+        [
+            ("TIMEWAIT_HANDLER", self.timewait),
+            ("REQUEST_HANDLER", self.request),
+        ]
+    }
 }
 
-impl Settings {
-    /// All settings.
-    pub(super) fn resolve(btf: &Btf, timers: &Timers) -> Self {
-        let bit = |name| {
-            btf.enum_value(name)
-                .and_then(|value| u32::try_from(value).ok())
-                .unwrap_or(0)
-        };
-        let index = |name| {
-            btf.enum_value(name)
-                .and_then(|value| u32::try_from(value).ok())
-                .unwrap_or(ABSENT)
-        };
-        // Whether the kernel has the newer of two functions.
-        let first = |targets: &[&str; 2]| u32::from(btf.function(targets[0]).is_some());
-        let calls = SystemCalls::of_this_machine();
-        let small = vec![
-            ("NR_BIND", calls.bind),
-            ("NR_LISTEN", calls.listen),
-            ("NR_COMPAT_BIND", calls.compat_bind),
-            ("NR_COMPAT_LISTEN", calls.compat_listen),
-            ("NR_COMPAT_SOCKETCALL", calls.compat_socketcall),
-            ("COMPAT_MASK", calls.compat_mask),
-            ("NR_IGNORE", calls.ignore),
-            ("BIND_TAKES_SK", first(&hook::INET_BIND)),
-            ("LISTEN_TAKES_SK", first(&hook::INET_LISTEN)),
-            (
-                "BIND_CONFLICT",
-                u32::from(btf.function("inet_bind_conflict").is_some()),
-            ),
-            ("HASHDANCE_SCHEDULES", first(&hook::HASHDANCE)),
-            ("FLAG_FREEBIND", bit("INET_FLAGS_FREEBIND")),
-            ("FLAG_TRANSPARENT", bit("INET_FLAGS_TRANSPARENT")),
-            (
-                "FLAG_BIND_ADDRESS_NO_PORT",
-                bit("INET_FLAGS_BIND_ADDRESS_NO_PORT"),
-            ),
-            ("SUBSYS_PIDS", index("pids_cgrp_id")),
-            ("SUBSYS_MEMORY", index("memory_cgrp_id")),
-            ("SUBSYS_DEVICES", index("devices_cgrp_id")),
-            ("SUBSYS_CPU", index("cpu_cgrp_id")),
-        ];
-        let large = vec![
-            ("TIMEWAIT_HANDLER", timers.timewait),
-            ("REQUEST_HANDLER", timers.request),
-        ];
-        Self { small, large }
-    }
+/// Values of the globals of the kernel side, by their names.
+pub(super) fn resolve(btf: &Btf) -> Vec<(&'static str, u32)> {
+    let bit = |name| {
+        btf.enum_value(name)
+            .and_then(|value| u32::try_from(value).ok())
+            .unwrap_or(0)
+    };
+    let index = |name| {
+        btf.enum_value(name)
+            .and_then(|value| u32::try_from(value).ok())
+            .unwrap_or(ABSENT)
+    };
+    // Whether the kernel has the newer of two functions.
+    let first = |targets: &[&str; 2]| u32::from(btf.function(targets[0]).is_some());
+    let calls = SystemCalls::of_this_machine();
+    vec![
+        ("NR_BIND", calls.bind),
+        ("NR_LISTEN", calls.listen),
+        ("NR_COMPAT_BIND", calls.compat_bind),
+        ("NR_COMPAT_LISTEN", calls.compat_listen),
+        ("NR_COMPAT_SOCKETCALL", calls.compat_socketcall),
+        ("COMPAT_MASK", calls.compat_mask),
+        ("NR_IGNORE", calls.ignore),
+        ("BIND_TAKES_SK", first(&hook::INET_BIND)),
+        ("LISTEN_TAKES_SK", first(&hook::INET_LISTEN)),
+        (
+            "BIND_CONFLICT",
+            u32::from(btf.function("inet_bind_conflict").is_some()),
+        ),
+        ("HASHDANCE_SCHEDULES", first(&hook::HASHDANCE)),
+        ("FLAG_FREEBIND", bit("INET_FLAGS_FREEBIND")),
+        ("FLAG_TRANSPARENT", bit("INET_FLAGS_TRANSPARENT")),
+        (
+            "FLAG_BIND_ADDRESS_NO_PORT",
+            bit("INET_FLAGS_BIND_ADDRESS_NO_PORT"),
+        ),
+        ("SUBSYS_PIDS", index("pids_cgrp_id")),
+        ("SUBSYS_MEMORY", index("memory_cgrp_id")),
+        ("SUBSYS_DEVICES", index("devices_cgrp_id")),
+        ("SUBSYS_CPU", index("cpu_cgrp_id")),
+    ]
 }
 
 /// Numbers of the system calls that concern us, and how a 32-bit task's call is told.

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::Iter;
@@ -19,7 +20,7 @@ use super::decode;
 use super::hook::{self, Attach, Backend, Hook, Part};
 use super::layout::Layout;
 use super::losses::{KINDS, Losses, recursion_misses};
-use super::settings::{Settings, Timers};
+use super::settings::{self, Timers};
 use super::support::Unsupported;
 use super::tree::Tree;
 
@@ -99,10 +100,13 @@ impl KernelSide {
     ///
     /// If the kernel is too old or too strange, or refuses.
     pub fn load(choice: &Choice) -> Result<Self, Unsupported> {
-        // Only timers are known by their addresses.
-        let timers = choice.backend.is_none_or(|it| it == Backend::Tracepoint)
-            && choice.parts.contains(&Part::Timewait);
-        let (btf, timers, mut loader) = read(timers)?;
+        // Only timers are known by their addresses, for which all of /proc/kallsyms is read: meanwhile
+        // the types are, one after the other, since each reading takes a lot of memory.
+        let timers = (choice.backend.is_none_or(|it| it == Backend::Tracepoint)
+            && choice.parts.contains(&Part::Timewait))
+        .then(|| thread::spawn(Timers::read));
+        let btf =
+            Btf::from_path(Path::new(super::btf::VMLINUX)).map_err(|error| unreadable(&error))?;
         if btf.enum_value("BPF_MAP_TYPE_RINGBUF").is_none() {
             return Err(Unsupported::new(
                 "cannot trace: this kernel is too old",
@@ -117,11 +121,7 @@ impl KernelSide {
                 "please report it, with the output of portwatch doctor",
             )
         })?;
-        let (timers, no_addresses) = match timers {
-            Ok(timers) => (timers, None),
-            Err(why) => (Timers::default(), Some(why)),
-        };
-        let settings = Settings::resolve(&btf, &timers);
+        let settings = settings::resolve(&btf);
         let functions = hook::all()
             .flat_map(|hook| hook.targets.iter().copied())
             .filter(|target| btf.function(target).is_some())
@@ -132,6 +132,7 @@ impl KernelSide {
         drop(btf);
 
         unlock_memory();
+        let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::DISABLE);
         loader.map_max_entries("EVENTS", choice.buffer);
         let follow_tree = u32::from(choice.tree);
@@ -142,10 +143,19 @@ impl KernelSide {
         for (name, value) in layout.iter() {
             loader.override_global(name, value, true);
         }
-        for (name, value) in &settings.small {
+        for (name, value) in &settings {
             loader.override_global(name, value, true);
         }
-        for (name, value) in &settings.large {
+        let timers = timers.map_or_else(
+            || Ok(Timers::default()),
+            |reading| reading.join().unwrap_or_else(|panic| resume_unwind(panic)),
+        );
+        let (timers, no_addresses) = match timers {
+            Ok(timers) => (timers, None),
+            Err(why) => (Timers::default(), Some(why)),
+        };
+        let timers = timers.settings();
+        for (name, value) in &timers {
             loader.override_global(name, value, true);
         }
         let ebpf = loader.load(OBJECT).map_err(|error| {
@@ -578,34 +588,6 @@ pub(super) fn unlock_memory() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-}
-
-/// Reads what a load begins with, side by side: each takes long, and none needs another. The kernel's
-/// types are read by the loader for itself too.
-fn read<'a>(timers: bool) -> Result<(Btf, Result<Timers, String>, EbpfLoader<'a>), Unsupported> {
-    thread::scope(|threads| {
-        let timers = threads.spawn(move || {
-            if timers {
-                Timers::read()
-            } else {
-                Ok(Timers::default())
-            }
-        });
-        let loader = threads.spawn(EbpfLoader::new);
-        let btf = Btf::from_path(Path::new(super::btf::VMLINUX));
-        Ok((
-            btf.map_err(|error| unreadable(&error))?,
-            join(timers),
-            join(loader),
-        ))
-    })
-}
-
-/// What a thread came to; its panic goes on in this one.
-fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The kernel's types cannot be read.

@@ -16,6 +16,7 @@ mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
+cp -r /files/. /
 ip link set lo up
 . /suite/settings
 exec </dev/null >"$PORT" 2>&1

@@ -44,15 +44,16 @@ pub fn add(archive: &mut Archive, place: &str, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Adds what the tests read of the checkout, where they look for it, below a folder.
-pub fn add_checkout(archive: &mut Archive, below: &str) -> Result<()> {
+/// Adds what the tests read of the checkout below `/files`, from where the guest puts it to where they look
+/// for it: that may be where it mounts something, as on `/tmp`.
+pub fn add_checkout(archive: &mut Archive) -> Result<()> {
     let mut read_by_tests: Vec<_> = READ_BY_TESTS.iter().map(|path| top().join(path)).collect();
     let kernel_side = top().join("portwatch-ebpf/src");
     for source in fs::read_dir(&kernel_side).context("the kernel side's sources")? {
         read_by_tests.push(source?.path());
     }
     for path in read_by_tests {
-        add(archive, &format!("{below}{}", path.display()), &path)?;
+        add(archive, &format!("/files{}", path.display()), &path)?;
     }
     Ok(())
 }
@@ -82,7 +83,7 @@ pub fn make(
         add(&format!("/modules/{name}"), module)?;
         order += &format!("{name}\n");
     }
-    add_checkout(&mut archive, "")?;
+    add_checkout(&mut archive)?;
     archive.file("/modules/order", false, order.as_bytes());
     Ok(archive.finish())
 }

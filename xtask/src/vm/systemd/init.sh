@@ -4,5 +4,5 @@
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox mkdir -p /root
 /bin/busybox mount -t ext4 /dev/nvme0n1 /root
-/bin/busybox cp -a /suite /files/. /root
+/bin/busybox cp -a /suite /files /root
 exec /bin/busybox switch_root /root /sbin/init

@@ -98,7 +98,7 @@ fn initramfs(built: &Built, busybox: &Path, filters: &[String]) -> Result<Vec<u8
         let file = built.executable("test", suite)?;
         add(&mut archive, &format!("/suite/deps/{suite}"), &file)?;
     }
-    add_checkout(&mut archive, "/files")?;
+    add_checkout(&mut archive)?;
     Ok(archive.finish())
 }
 

@@ -4,6 +4,7 @@
 . /suite/settings
 exec </dev/null >"$PORT" 2>&1
 stty -F "$PORT" -opost
+cp -r /files/. /
 export PORTWATCH_BIN=/suite/portwatch PORTWATCH_TEST_PATIENCE PORTWATCH_TEST_SYSTEMD=1
 export RUST_BACKTRACE=1
 echo "@uptime $(cut -d ' ' -f 1 /proc/uptime)"
