@@ -4,14 +4,13 @@
 //! to whole events.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
 use portwatch_common::map::filter;
 
 use crate::event::{
-    Actor, Address, Body, Conflict, Container, Family, Outcome, Pod, PublishedPort, Publishes,
-    Socket, Timewaits, Transport,
+    Actor, Address, Body, Conflict, Container, Family, Outcome, Pod, Publishes, Socket, Timewaits,
+    Transport,
 };
 
 /// A kind of event that can be chosen.
@@ -154,7 +153,10 @@ impl Filter {
             Body::Timewaits(timewaits) => {
                 self.passes_timewaits(timewaits) && self.passes_actor(None)
             }
-            Body::Published(published) => self.passes_published(published),
+            Body::Published(published) => {
+                self.passes_socket(&published.socket(), None)
+                    && self.passes_caller(None, Some(&published.publishes))
+            }
             Body::Start(_) | Body::Lost(_) | Body::End(_) | Body::Why(_) => true,
         }
     }
@@ -204,33 +206,6 @@ impl Filter {
         self.passes_caller(actor, None)
     }
 
-    /// Of a port that no socket has, and so no process.
-    fn passes_published(&self, published: &PublishedPort) -> bool {
-        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let socket = Socket {
-            transport: Some(published.transport.clone()),
-            family: published.address.map(|address| match address {
-                IpAddr::V4(_) => Family::Ipv4,
-                IpAddr::V6(_) => Family::Ipv6,
-            }),
-            local: Some(Address::Inet {
-                address: published.address.unwrap_or(unknown),
-                port: published.port,
-                scope: None,
-            }),
-            netns: published.netns,
-            ..Socket::default()
-        };
-        let of = &published.publishes;
-        let mut containers = self.containers.iter();
-        self.passes_socket(&socket, None)
-            && self.pids.is_empty()
-            && self.uids.is_empty()
-            && self.comms.is_empty()
-            && (self.containers.is_empty()
-                || containers.any(|wanted| is_of(&of.container, of.pod.as_ref(), wanted)))
-    }
-
     /// What a runtime has, or is refused, for a container counts as that container's.
     fn passes_caller(&self, actor: Option<&Actor>, publishes: Option<&Publishes>) -> bool {
         let is = |wanted: bool, test: &dyn Fn(&Actor) -> bool| !wanted || actor.is_some_and(test);
@@ -240,9 +215,11 @@ impl Filter {
             self.uids.contains(&actor.uid)
         }) && is(!self.comms.is_empty(), &|actor| {
             self.comms.contains(&*actor.comm)
-        }) && is(!self.containers.is_empty(), &|actor| {
-            let own = actor.process.container.as_ref();
-            let own = own.map(|container| (container, actor.process.pod.as_ref()));
+        }) && (self.containers.is_empty() || {
+            let own = actor.and_then(|actor| {
+                let container = actor.process.container.as_ref()?;
+                Some((container, actor.process.pod.as_ref()))
+            });
             let published = publishes.map(|of| (&of.container, of.pod.as_ref()));
             [own, published]
                 .into_iter()
@@ -342,6 +319,7 @@ fn is_of(container: &Container, pod: Option<&Pod>, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::PublishedPort;
 
     #[test]
     fn a_published_port_passes_by_what_is_known_of_it() {

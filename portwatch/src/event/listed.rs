@@ -1,11 +1,11 @@
 //! What `portwatch list` tells: not what happens, but what there is.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Actor, HeldSocket, Ownership, Publishes, Text, Transport};
+use super::{Actor, Address, Family, HeldSocket, Ownership, Publishes, Socket, Text, Transport};
 
 /// A socket that has a port: the keys of a [`Holder`](super::Holder), as far as a list knows them.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -47,6 +47,27 @@ pub struct PublishedPort {
     pub netns_name: Option<Text>,
     /// The port of the container.
     pub publishes: Publishes,
+}
+
+impl PublishedPort {
+    /// The socket that would have it: of no family, on the wildcard address, where the record does not tell.
+    #[must_use]
+    pub fn socket(&self) -> Socket {
+        Socket {
+            transport: Some(self.transport.clone()),
+            family: self.address.map(|address| match address {
+                IpAddr::V4(_) => Family::Ipv4,
+                IpAddr::V6(_) => Family::Ipv6,
+            }),
+            local: Some(Address::Inet {
+                address: self.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+                port: self.port,
+                scope: None,
+            }),
+            netns: self.netns,
+            ..Socket::default()
+        }
+    }
 }
 
 /// The connections of a network namespace that are in TIME_WAIT on a local port, whatever their

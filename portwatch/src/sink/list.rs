@@ -1,7 +1,6 @@
 //! The text of `portwatch list`: a table whose columns are as wide as what stands in them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
 
 use unicode_width::UnicodeWidthStr as _;
 
@@ -210,23 +209,13 @@ fn options(text: &mut String, socket: &Socket) {
 
 /// A port without a socket.
 fn published(table: &mut Table, port: &PublishedPort, host: Option<u32>) {
-    let local = port.address.map(|address| Address::Inet {
-        address,
-        port: port.port,
-        scope: None,
-    });
-    let digit = match port.address {
-        Some(IpAddr::V4(_)) => "4",
-        Some(IpAddr::V6(_)) => "6",
-        None => "",
-    };
-    put(&mut table.text, format_args!("{}{digit}", port.transport));
+    let socket = port.socket();
+    cell::protocol(&mut table.text, &socket);
     table.end();
-    match &local {
-        Some(local) => cell::address(&mut table.text, local, None),
-        None => put(&mut table.text, format_args!("*:{}", port.port)),
+    match port.address {
+        Some(_) => address(table, socket.local.as_ref(), None),
+        None => table.cell(&format!("*:{}", port.port)),
     }
-    table.end();
     // State, options, and a peer or a number of TIME_WAITs.
     (0..3).for_each(|_| table.cell(UNKNOWN));
     let name = port.netns_name.as_deref();

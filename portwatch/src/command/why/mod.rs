@@ -232,10 +232,6 @@ fn rank(holder: &Holder) -> u8 {
 fn holder(owned: &Owned, sockets: &Sockets, actors: &mut Actors) -> Held {
     let seen = sockets.namespaces.get(&owned.socket.netns);
     let row = listed(owned, seen, sockets.is_complete(owned.socket.netns), actors);
-    let publishes = actors
-        .containers
-        .publishes(&row.socket.socket, &row.processes, Instant::now())
-        .map(Into::into);
     let kernel = row.socket.socket.kernel;
     let mut held = Held::from(Holder {
         socket: row.socket,
@@ -243,7 +239,7 @@ fn holder(owned: &Owned, sockets: &Sockets, actors: &mut Actors) -> Held {
         bound_at: None,
         expires_in_ms: row.expires_in_ms,
         processes: row.processes,
-        publishes,
+        publishes: row.publishes,
     });
     held.kernel = kernel.then(KernelSocket::default);
     held
