@@ -41,11 +41,13 @@ impl Default for Netns {
 }
 
 impl Netns {
-    /// A new one.
+    /// A new one. No reset ends a TIME_WAIT of it (RFC 1337): on a machine that is late a FIN is sent
+    /// again, acknowledged twice, and the second acknowledgement is answered with a reset.
     pub fn new() -> Self {
         let namespace = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             loopback(true);
+            std::fs::write("/proc/sys/net/ipv4/tcp_rfc1337", "1").unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         let namespace = namespace.join().unwrap();
