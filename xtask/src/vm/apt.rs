@@ -8,12 +8,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::lock::{self, Arch, Kernel, Package, Packages, Series};
+use super::lock::{Arch, Kernel, Package, Packages, Series};
 use crate::process::{capture, run_silently, say};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// An apt for one architecture, with its lists updated.
+/// An apt for one suite and one architecture, with its lists updated.
 pub struct Apt {
     root: PathBuf,
     arch: Arch,
@@ -22,14 +22,15 @@ pub struct Apt {
 
 impl Apt {
     /// Sets it up below `cache` and updates its lists.
-    pub fn new(cache: &Path, arch: Arch) -> Result<Self> {
-        let root = cache.join("apt").join(arch.name());
+    pub fn new(cache: &Path, suite: &str, arch: Arch) -> Result<Self> {
+        let root = cache.join("apt").join(suite).join(arch.name());
         for folder in ["state/lists/partial", "cache/archives/partial", "etc"] {
             fs::create_dir_all(root.join(folder)).context("making the folders of apt")?;
         }
         fs::write(root.join("state/status"), "")?;
-        fs::write(root.join("etc/sources.list"), sources()?)?;
+        fs::write(root.join("etc/sources.list"), source(suite)?)?;
         let place = root.display();
+        // What is taken is told by its hash, so lists may be old: some suites are not signed again.
         let configuration = format!(
             "Dir::State \"{place}/state\";\n\
              Dir::State::status \"{place}/state/status\";\n\
@@ -39,7 +40,8 @@ impl Apt {
              Dir::Etc::preferencesparts \"-\";\n\
              APT::Architecture \"{0}\";\n\
              APT::Architectures {{ \"{0}\"; }};\n\
-             Acquire::Languages \"none\";\n",
+             Acquire::Languages \"none\";\n\
+             Acquire::Check-Valid-Until \"false\";\n",
             arch.debian()
         );
         fs::write(root.join("apt.conf"), configuration)?;
@@ -49,7 +51,7 @@ impl Apt {
             available: Vec::new(),
         };
         say(&format!(
-            "apt-get update, for the guests with {}",
+            "apt-get update, of {suite} for the guests with {}",
             arch.name()
         ));
         run_silently(apt.command("apt-get").args(["update", "-qq"]))?;
@@ -71,7 +73,7 @@ impl Apt {
                 .iter()
                 .map(|name| self.newest_of(name))
                 .collect::<Result<_>>()?,
-            Packages::WithDependencies(names) => self.with_dependencies(names, series.suite)?,
+            Packages::WithDependencies(names) => self.with_dependencies(names)?,
         };
         Ok(Kernel {
             series: series.name,
@@ -116,12 +118,11 @@ impl Apt {
         })
     }
 
-    /// Packages of a suite and what they depend on, as apt would install them into an empty system.
-    fn with_dependencies(&self, names: &[&str], suite: &str) -> Result<Vec<Package>> {
+    /// Packages and what they depend on, as apt would install them into an empty system.
+    fn with_dependencies(&self, names: &[&str]) -> Result<Vec<Package>> {
         let simulated = capture(
             self.command("apt-get")
                 .args(["install", "--simulate", "--no-install-recommends"])
-                .args(["--target-release", suite])
                 .args(names),
         )?;
         let chosen = simulated.lines().filter_map(installed);
@@ -166,8 +167,8 @@ impl Apt {
     }
 }
 
-/// The sources of the matrix, from the mirrors that this machine uses for Debian.
-fn sources() -> Result<String> {
+/// The source of a suite, from the mirror that this machine uses for Debian.
+fn source(suite: &str) -> Result<String> {
     ensure!(
         Path::new(KEYRING).exists(),
         "the kernels come from Debian, and there is no {KEYRING}"
@@ -178,29 +179,21 @@ fn sources() -> Result<String> {
         "$(LABEL) $(REPO_URI)",
         "Created-By: Packages",
     ]))?;
-    let mirror = |label: &str| {
-        let of_label = |line: &str| {
-            let (found, uri) = line.split_once(' ')?;
-            (found == label).then(|| uri.to_owned())
-        };
-        targets.lines().find_map(of_label).with_context(|| {
-            format!(
-                "this machine's apt has no source of {label} whose lists are there (apt-get update)"
-            )
-        })
+    let label = if suite.ends_with("-security") {
+        "Debian-Security"
+    } else {
+        "Debian"
     };
-    let mut suites: Vec<_> = lock::all().map(|series| series.suite).collect();
-    suites.dedup();
-    let mut text = String::new();
-    for suite in suites {
-        let uri = if suite.ends_with("-security") {
-            mirror("Debian-Security")?
-        } else {
-            mirror("Debian")?
-        };
-        text += &format!("deb [signed-by={KEYRING}] {uri} {suite} main\n");
-    }
-    Ok(text)
+    let of_label = |line: &str| {
+        let (found, uri) = line.split_once(' ')?;
+        (found == label).then(|| uri.to_owned())
+    };
+    let mirror = targets.lines().find_map(of_label).with_context(|| {
+        format!(
+            "this machine's apt has no source of {label} whose lists are there (apt-get update)"
+        )
+    })?;
+    Ok(format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
 }
 
 /// The packages of a list, with their names.

@@ -40,10 +40,11 @@ pub struct Unpacked {
     pub modules: Vec<PathBuf>,
 }
 
-/// Where kernels are kept, with the apt they come from once it is needed.
+/// Where kernels are kept, with the apts they come from once these are needed.
 pub struct Store {
     cache: PathBuf,
-    apts: BTreeMap<&'static str, Apt>,
+    /// By suite and architecture.
+    apts: BTreeMap<(&'static str, &'static str), Apt>,
     warnings: Vec<String>,
 }
 
@@ -74,7 +75,7 @@ impl Store {
         let mut kernels = Vec::new();
         for series in lock::all() {
             for arch in series.arches {
-                kernels.push(self.apt(*arch)?.newest(series)?);
+                kernels.push(self.apt(series, *arch)?.newest(series)?);
             }
         }
         Ok(kernels)
@@ -128,10 +129,8 @@ impl Store {
         let Err(error) = self.fetch(locked) else {
             return Ok(locked.clone());
         };
-        let series = lock::all()
-            .find(|series| series.name == locked.series)
-            .with_context(|| format!("there is no series {}", locked.series))?;
-        let kernel = self.apt(locked.arch)?.newest(series)?;
+        let series = lock::series(locked.series)?;
+        let kernel = self.apt(series, locked.arch)?.newest(series)?;
         if kernel == *locked {
             return Err(error);
         }
@@ -147,11 +146,13 @@ impl Store {
         Ok(kernel)
     }
 
-    fn apt(&mut self, arch: Arch) -> Result<&Apt> {
-        if !self.apts.contains_key(arch.name()) {
-            self.apts.insert(arch.name(), Apt::new(&self.cache, arch)?);
+    fn apt(&mut self, series: &Series, arch: Arch) -> Result<&Apt> {
+        let key = (series.suite, arch.name());
+        if !self.apts.contains_key(&key) {
+            let apt = Apt::new(&self.cache, series.suite, arch)?;
+            self.apts.insert(key, apt);
         }
-        self.apts.get(arch.name()).context("no apt")
+        self.apts.get(&key).context("no apt")
     }
 
     fn file(&self, package: &Package) -> PathBuf {
@@ -169,7 +170,8 @@ impl Store {
         // What an interrupted run has left there.
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
-        self.apt(kernel.arch)?.download(&missing, &folder)?;
+        let series = lock::series(kernel.series)?;
+        self.apt(series, kernel.arch)?.download(&missing, &folder)?;
         for file in files_below(&folder)? {
             let sum = hexadecimal(&fs::read(&file)?);
             let package = missing.iter().find(|package| package.sha256 == sum);

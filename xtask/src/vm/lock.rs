@@ -131,6 +131,13 @@ pub fn all() -> impl Iterator<Item = &'static Series> {
     MATRIX.iter().chain([&BUSYBOX, &BINDSNOOP, &SYSTEM])
 }
 
+/// The series of a name.
+pub fn series(name: &str) -> Result<&'static Series> {
+    all()
+        .find(|series| series.name == name)
+        .with_context(|| format!("there is no series {name}"))
+}
+
 /// An architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Arch {
@@ -236,9 +243,7 @@ fn parse(text: &str) -> Result<Vec<Kernel>> {
         let [series, arch, name, version, size, sha256] = fields[..] else {
             bail!("{line:?} has not six columns");
         };
-        let series = all()
-            .find(|known| known.name == series)
-            .with_context(|| format!("{line:?}: there is no series {series}"))?;
+        let series = self::series(series).with_context(|| format!("{line:?}"))?;
         let arch = Arch::from_str(arch, false)
             .map_err(|_| anyhow::anyhow!("{line:?}: there is no architecture {arch}"))?;
         ensure!(
@@ -307,7 +312,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let message = |text| parse(text).unwrap_err().to_string();
+        let message = |text| format!("{:#}", parse(text).unwrap_err());
         assert!(message("6.1 x86_64 linux").contains("six columns"));
         assert!(message("0.9 x86_64 linux 1 2 3").contains("no series 0.9"));
         assert!(message("6.1 vax linux 1 2 3").contains("no architecture vax"));
