@@ -125,6 +125,18 @@ impl Docker {
         output(self.command().args(arguments))
     }
 
+    /// The name of the process that binds a published port: since 28.0 the daemon itself, which gives the
+    /// socket to docker-proxy.
+    pub fn binder(&self) -> &'static str {
+        let version = self.docker(&["version", "--format", "{{.Server.Version}}"]);
+        let major = version.split('.').next().unwrap_or_default();
+        if major.parse::<u32>().unwrap() < 28 {
+            "docker-proxy"
+        } else {
+            "dockerd"
+        }
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
     }

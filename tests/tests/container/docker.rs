@@ -199,7 +199,7 @@ fn a_process_of_the_host_refuses_a_published_port() {
     let output = host.docker.try_docker(&arguments);
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.contains("address already in use"), "{told}");
-    let refused = host.refused(0, "docker-proxy", 9090);
+    let refused = host.refused(0, host.docker.binder(), 9090);
     let conflict = &refused["conflict"];
     assert_eq!(conflict["cause"], "listener", "{conflict}");
     let holder = &conflict["holders"][0];
@@ -329,7 +329,7 @@ fn events_of_one_container() {
     let seen = refusals
         .wait_for(0, *LIMIT, |event| event["event"] == "bind")
         .unwrap();
-    assert_eq!(seen["process"]["comm"], "docker-proxy", "{seen}");
+    assert_eq!(seen["process"]["comm"], host.docker.binder(), "{seen}");
     let publishes = &seen["conflict"]["publishes"];
     assert_eq!(publishes["container"]["name"], refused.as_str(), "{seen}");
     assert_eq!(publishes["port"], 80, "{seen}");

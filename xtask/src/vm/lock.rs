@@ -126,9 +126,42 @@ pub const SYSTEM: Series = Series {
     ]),
 };
 
+/// The system of the guest with Docker 28, whose daemon binds published ports itself.
+pub const DOCKER: Series = Series {
+    name: "docker",
+    suite: "forky",
+    arches: &[Arch::X86_64],
+    packages: Packages::WithDependencies(&[
+        "base-files",
+        "base-passwd",
+        "busybox-static",
+        "containerd",
+        "coreutils",
+        "dash",
+        "dbus-user-session",
+        "docker-cli",
+        "docker.io",
+        "findutils",
+        "grep",
+        "iproute2",
+        "iptables",
+        "kmod",
+        "libpam-systemd",
+        "mount",
+        "nftables",
+        "runc",
+        "sed",
+        "systemd-sysv",
+        "tar",
+        "util-linux",
+    ]),
+};
+
 /// The series of the lock file.
 pub fn all() -> impl Iterator<Item = &'static Series> {
-    MATRIX.iter().chain([&BUSYBOX, &BINDSNOOP, &SYSTEM])
+    MATRIX
+        .iter()
+        .chain([&BUSYBOX, &BINDSNOOP, &SYSTEM, &DOCKER])
 }
 
 /// The series of a name.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::package::{Provided, provide};
 use crate::process::{run_silently, say};
 use crate::vm::kernel::{Store, hexadecimal};
-use crate::vm::lock::{Arch, SYSTEM};
+use crate::vm::lock::Arch;
 
 const SCRIPT: &str = include_str!("image.sh");
 const PROGRAMS: &[Provided] = &[
@@ -28,18 +28,18 @@ const PROGRAMS: &[Provided] = &[
     },
 ];
 
-/// The image with the modules of a kernel, made unless that was done before.
-pub fn get(store: &mut Store, series: &str) -> Result<PathBuf> {
-    let mut archives = store.archives(SYSTEM.name, Arch::X86_64)?;
-    archives.extend(store.archives(series, Arch::X86_64)?);
+/// The image of a system with the modules of a kernel, made unless that was done before.
+pub fn get(store: &mut Store, system: &str, kernel: &str) -> Result<PathBuf> {
+    let mut archives = store.archives(system, Arch::X86_64)?;
+    archives.extend(store.archives(kernel, Arch::X86_64)?);
 
     let names: Vec<_> = archives.iter().map(|file| file.to_string_lossy()).collect();
     let list = names.join("\n");
     let key = hexadecimal(format!("{SCRIPT}{list}").as_bytes());
-    let kept = store.kept(&format!("{}-{}.image", SYSTEM.name, &key[..16]));
+    let kept = store.kept(&format!("{system}-{}.image", &key[..16]));
     if !kept.exists() {
         make(&list, &store.kept("making"), &kept)?;
-        forget_others(&kept)?;
+        forget_others(&kept, system)?;
     }
     Ok(kept)
 }
@@ -59,12 +59,14 @@ fn make(archives: &str, folder: &Path, image: &Path) -> Result<()> {
     fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
 }
 
-/// Takes away what was made of other packages, or by another script.
-fn forget_others(image: &Path) -> Result<()> {
+/// Takes away what was made of other packages of a system, or by another script.
+fn forget_others(image: &Path, system: &str) -> Result<()> {
     let folder = image.parent().context("the image lies in no folder")?;
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path != image && path.extension().is_some_and(|end| end == "image") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of_system = name.starts_with(&format!("{system}-")) && name.ends_with(".image");
+        if path != image && of_system {
             fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
     }
