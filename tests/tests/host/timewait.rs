@@ -314,16 +314,20 @@ fn reused_by_a_syn_to_the_listener() {
 
 /// A stray segment is answered with an acknowledgement, which the peer's host answers with RST
 /// because it knows of no such connection any more (RFC 1337).
-#[test]
-fn reset_by_the_host_of_the_peer() {
-    let scenario = &mut Scenario::new();
-    scenario.netns.sysctl("ipv4/tcp_rfc1337", "0");
+fn provoke_a_reset(scenario: &mut Scenario) {
     let listener = Connection::new(scenario).ended_by_server(scenario);
     scenario.run(|| {
         drop(listener);
         let address = |text: &str| text.parse::<SocketAddrV4>().unwrap();
         send_stray_segment(address(CLIENT), address(SERVER));
     });
+}
+
+#[test]
+fn reset_by_the_host_of_the_peer() {
+    let scenario = &mut Scenario::new();
+    scenario.netns.sysctl("ipv4/tcp_rfc1337", "0");
+    provoke_a_reset(scenario);
     exited(scenario);
     let socket = waiting_with_reuseaddr(SERVER, CLIENT);
     let listener = portwatch_tests::expect::socket("tcp", SERVER, &["reuseaddr"]);
@@ -337,25 +341,17 @@ fn reset_by_the_host_of_the_peer() {
     scenario.expect_in_any_order(&expected);
 }
 
-/// As above, in a namespace where the reset is not heeded.
+/// In a namespace where the reset is not heeded.
 #[test]
 fn not_reset_where_rfc_1337_is_followed() {
     let scenario = &mut Scenario::new();
-    let listener = Connection::new(scenario).ended_by_server(scenario);
-    scenario.run(|| {
-        drop(listener);
-        let address = |text: &str| text.parse::<SocketAddrV4>().unwrap();
-        send_stray_segment(address(CLIENT), address(SERVER));
-    });
+    provoke_a_reset(scenario);
     scenario.netns.wait_for_timewait("tcp", (8080, 5000));
     let mut expected = connection_made();
     expected.extend([
         client_released(),
         enter(waiting_with_reuseaddr(SERVER, CLIENT), "$self"),
-        release(
-            portwatch_tests::expect::socket("tcp", SERVER, &["reuseaddr"]),
-            "$self",
-        ),
+        release(socket("tcp", SERVER, &["reuseaddr"]), "$self"),
     ]);
     scenario.expect_in_any_order(&expected);
 }

@@ -73,7 +73,7 @@ impl Apt {
                 .iter()
                 .map(|name| self.newest_of(name))
                 .collect::<Result<_>>()?,
-            Packages::WithDependencies(names) => self.with_dependencies(names)?,
+            Packages::WithDependencies(lists) => self.with_dependencies(&lists.concat())?,
         };
         Ok(Kernel {
             series: series.name,

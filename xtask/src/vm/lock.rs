@@ -32,8 +32,8 @@ pub enum Packages {
     OfKernel,
     /// Just these.
     Just(&'static [&'static str]),
-    /// These, and all that they depend on.
-    WithDependencies(&'static [&'static str]),
+    /// These, told in several lists, and all that they depend on.
+    WithDependencies(&'static [&'static [&'static str]]),
 }
 
 /// What the matrix consists of.
@@ -87,43 +87,50 @@ pub const BINDSNOOP: Series = Series {
     packages: Packages::Just(&["libbpf-tools", "libc6", "libelf1t64", "libzstd1", "zlib1g"]),
 };
 
+/// A system whose first process is systemd, with Docker.
+const WITH_DOCKER: &[&str] = &[
+    "base-files",
+    "base-passwd",
+    "busybox-static",
+    "containerd",
+    "coreutils",
+    "dash",
+    "dbus-user-session",
+    "docker-cli",
+    "docker.io",
+    "findutils",
+    "grep",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "libpam-systemd",
+    "mount",
+    "nftables",
+    "runc",
+    "sed",
+    "systemd-sysv",
+    "tar",
+    "util-linux",
+];
+
+/// What podman needs besides, and what its users do.
+const WITH_PODMAN: &[&str] = &[
+    "aardvark-dns",
+    "catatonit",
+    "crun",
+    "netavark",
+    "passt",
+    "podman",
+    "slirp4netns",
+    "uidmap",
+];
+
 /// The system of the guest with systemd and container runtimes.
 pub const SYSTEM: Series = Series {
     name: "system",
     suite: "trixie",
     arches: &[Arch::X86_64],
-    packages: Packages::WithDependencies(&[
-        "aardvark-dns",
-        "base-files",
-        "base-passwd",
-        "busybox-static",
-        "catatonit",
-        "containerd",
-        "coreutils",
-        "crun",
-        "dash",
-        "dbus-user-session",
-        "docker-cli",
-        "docker.io",
-        "findutils",
-        "grep",
-        "iproute2",
-        "iptables",
-        "kmod",
-        "libpam-systemd",
-        "mount",
-        "netavark",
-        "nftables",
-        "passt",
-        "podman",
-        "runc",
-        "sed",
-        "slirp4netns",
-        "systemd-sysv",
-        "tar",
-        "uidmap",
-        "util-linux",
-    ]),
+    packages: Packages::WithDependencies(&[WITH_DOCKER, WITH_PODMAN]),
 };
 
 /// The system of the guest with Docker 28, whose daemon binds published ports itself.
@@ -131,30 +138,7 @@ pub const DOCKER: Series = Series {
     name: "docker",
     suite: "forky",
     arches: &[Arch::X86_64],
-    packages: Packages::WithDependencies(&[
-        "base-files",
-        "base-passwd",
-        "busybox-static",
-        "containerd",
-        "coreutils",
-        "dash",
-        "dbus-user-session",
-        "docker-cli",
-        "docker.io",
-        "findutils",
-        "grep",
-        "iproute2",
-        "iptables",
-        "kmod",
-        "libpam-systemd",
-        "mount",
-        "nftables",
-        "runc",
-        "sed",
-        "systemd-sysv",
-        "tar",
-        "util-linux",
-    ]),
+    packages: Packages::WithDependencies(&[WITH_DOCKER]),
 };
 
 /// The series of the lock file.

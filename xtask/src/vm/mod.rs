@@ -255,14 +255,8 @@ impl Run<'_> {
         fs::write(&guest.initramfs, archive)?;
 
         let mut outcome = GuestOutcome::default();
-        let (mut report, mut end) = attempt(&guest, kernel.kernel.series, guest::LIMIT)?;
-        if report.is_empty() {
-            outcome.remarks.push(format!(
-                "RETRIED: no result came at all; the console's end:\n{}",
-                guest.console_tail()
-            ));
-            (report, end) = attempt(&guest, kernel.kernel.series, guest::LIMIT)?;
-        }
+        let series = kernel.kernel.series;
+        let (report, end) = results(&guest, series, guest::LIMIT, &mut outcome.remarks)?;
         self.judge(&report, &end, &kernel.kernel, &mut outcome);
         if outcome.tally.failed != 0 {
             outcome
@@ -327,6 +321,24 @@ impl Run<'_> {
             filters.join(" ")
         )
     }
+}
+
+/// What a guest says; it is started once more if no result came at all, which is told.
+fn results(
+    guest: &Guest,
+    name: &str,
+    limit: Duration,
+    remarks: &mut Vec<String>,
+) -> Result<(Report, End)> {
+    let (report, end) = attempt(guest, name, limit)?;
+    if !report.is_empty() {
+        return Ok((report, end));
+    }
+    remarks.push(format!(
+        "RETRIED: no result came at all; the console's end:\n{}",
+        guest.console_tail()
+    ));
+    attempt(guest, name, limit)
 }
 
 /// Starts a guest and reads what it says, which is shown under this name.

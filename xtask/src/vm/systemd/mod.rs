@@ -4,7 +4,7 @@
 mod image;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use super::initramfs::{add, add_checkout, base};
 use super::kernel::Store;
 use super::lock::{self, Arch, DOCKER, SYSTEM, Series};
 use super::report::Report;
-use super::{Outcome, PATIENCE, PROGRAMS, QEMU, attempt};
+use super::{Outcome, PATIENCE, PROGRAMS, QEMU, results};
 use crate::package::provide;
 use crate::process::{say, target_folder};
 
@@ -26,16 +26,22 @@ const SERIES: &str = "6.12";
 /// How long a guest may take: several times as long as it does.
 const LIMIT: Duration = Duration::from_secs(2700);
 
+/// The test programs, in the order in which they are run.
+const SUITES: [&str; 2] = ["systemd", "container"];
+
+/// Tests that nothing here is news to: which containers are a job's is told by the runtimes' records.
+const NOT_IN_GUEST: &str = "job::";
+
+const NO_TEST: &str = "FAILED: no test was run";
+
 /// A guest, and what is run in it.
 struct System {
     /// What it is shown as.
     name: &'static str,
     /// Its packages, of those in the lock file.
     packages: &'static Series,
-    /// The test programs, in the order in which they are run.
+    /// Those of the test programs that are run.
     suites: &'static [&'static str],
-    /// Tests that nothing there is news to, unless they are asked for.
-    no_news: &'static [&'static str],
     /// Tests of what is not there.
     not_there: &'static [&'static str],
 }
@@ -44,16 +50,13 @@ const SYSTEMS: [System; 2] = [
     System {
         name: "systemd",
         packages: &SYSTEM,
-        suites: &["systemd", "container"],
-        // Which containers are a job's is told by the runtimes' records.
-        no_news: &["job::"],
+        suites: &SUITES,
         not_there: &[],
     },
     System {
         name: "docker 28",
         packages: &DOCKER,
         suites: &["container"],
-        no_news: &["job::"],
         not_there: &["containerd::", "inside::", "podman::"],
     },
 ];
@@ -62,11 +65,7 @@ const SYSTEMS: [System; 2] = [
 pub fn run(filters: &[String]) -> Result<Outcome> {
     provide(PROGRAMS)?;
     provide(&[QEMU])?;
-    let built = Built::new(
-        Arch::X86_64,
-        &["portwatch", "actor"],
-        &["systemd", "container"],
-    )?;
+    let built = Built::new(Arch::X86_64, &["portwatch", "actor"], &SUITES)?;
     let mut store = Store::new()?;
     let busybox = store.busybox(Arch::X86_64)?;
     let kernel = store.get(&lock::find(SERIES, Arch::X86_64)?)?;
@@ -78,60 +77,60 @@ pub fn run(filters: &[String]) -> Result<Outcome> {
         say(warning);
     }
 
-    let folder = target_folder()?.join("vm/systemd");
-    fs::create_dir_all(&folder)?;
     let mut whole = Outcome::default();
     let mut ended = 0;
     for (system, root) in SYSTEMS.iter().zip(roots) {
-        let guest = Guest {
-            arch: Arch::X86_64,
-            image: kernel.image.clone(),
-            initramfs: folder.join("initramfs.cpio"),
-            root: Some(root),
-            console: folder.join(format!("{}.log", system.name)),
-            clock: Clock::Real,
-        };
-        fs::write(
-            &guest.initramfs,
-            system.initramfs(&built, &busybox, filters)?,
-        )?;
-        let (mut report, mut end) = attempt(&guest, system.name, LIMIT)?;
-        if report.is_empty() {
-            whole.remarks.push(format!(
-                "{}: RETRIED: no result came at all; the console's end:\n{}",
-                system.name,
-                guest.console_tail()
-            ));
-            (report, end) = attempt(&guest, system.name, LIMIT)?;
+        let archive = system.initramfs(&built, &busybox, filters)?;
+        let (outcome, of_guest) = system.guest(&kernel.image, root, &archive)?;
+        ended += of_guest;
+        whole.tally.add(outcome.tally);
+        let mut remarks = outcome.remarks;
+        // Tests that are named may all be another guest's.
+        if of_guest == 0 && filters.is_empty() {
+            whole.tally.failed += 1;
+            remarks.push(NO_TEST.to_owned());
         }
-        let failed = whole.tally.failed;
-        judge(system, &report, &end, &mut whole);
-        if whole.tally.failed != failed {
-            let (name, tail) = (system.name, guest.console_tail());
-            let told = format!("{name}: the console's end:\n{tail}");
-            whole.remarks.push(told);
-        }
-        ended += report.ended();
+        let remarks = remarks.iter();
+        let remarks = remarks.map(|remark| format!("{}: {remark}", system.name));
+        whole.remarks.extend(remarks);
     }
-    if ended == 0 {
+    if ended == 0 && !filters.is_empty() {
         whole.tally.failed += 1;
-        whole.remarks.push("FAILED: no test was run".to_owned());
+        whole.remarks.push(NO_TEST.to_owned());
     }
     whole.remarks.extend_from_slice(store.warnings());
     Ok(whole)
 }
 
 impl System {
-    fn initramfs(&self, built: &Built, busybox: &Path, filters: &[String]) -> Result<Vec<u8>> {
-        let mut skipped = self.not_there.to_vec();
-        // Who names tests wants just those.
-        if filters.is_empty() {
-            skipped.extend(self.no_news);
+    /// Starts it; gives what it came to, and how many tests ran.
+    fn guest(&self, image: &Path, root: PathBuf, initramfs: &[u8]) -> Result<(Outcome, usize)> {
+        let folder = target_folder()?.join("vm").join(self.name);
+        fs::create_dir_all(&folder)?;
+        let guest = Guest {
+            arch: Arch::X86_64,
+            image: image.to_owned(),
+            initramfs: folder.join("initramfs.cpio"),
+            root: Some(root),
+            console: folder.join("console.log"),
+            clock: Clock::Real,
+        };
+        fs::write(&guest.initramfs, initramfs)?;
+        let mut outcome = Outcome::default();
+        let (report, end) = results(&guest, self.name, LIMIT, &mut outcome.remarks)?;
+        judge(&report, &end, &mut outcome);
+        if outcome.tally.failed != 0 {
+            let tail = guest.console_tail();
+            outcome.remarks.push(format!("the console's end:\n{tail}"));
         }
-        let skipped: Vec<_> = skipped
-            .iter()
-            .map(|name| format!("--skip {name}"))
-            .collect();
+        Ok((outcome, report.ended()))
+    }
+
+    fn initramfs(&self, built: &Built, busybox: &Path, filters: &[String]) -> Result<Vec<u8>> {
+        // Who names tests wants just those.
+        let no_news = filters.is_empty().then_some(&NOT_IN_GUEST);
+        let skipped = self.not_there.iter().chain(no_news);
+        let skipped: Vec<_> = skipped.map(|name| format!("--skip {name}")).collect();
         let settings = format!(
             "PORT={}\nSUITES='{}'\nFILTERS='{}'\nSKIPPED='{}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
             guest::result_port(Arch::X86_64),
@@ -154,16 +153,12 @@ impl System {
     }
 }
 
-fn judge(system: &System, report: &Report, end: &End, outcome: &mut Outcome) {
-    outcome.tally.add(report.tally());
+fn judge(report: &Report, end: &End, outcome: &mut Outcome) {
+    outcome.tally = report.tally();
     let complaints = report.complaints(end.told());
     outcome.tally.failed += complaints.len();
-    let name = system.name;
-    let failed = complaints
-        .iter()
-        .map(|text| format!("{name}: FAILED: {text}"));
+    let failed = complaints.iter().map(|text| format!("FAILED: {text}"));
     outcome.remarks.extend(failed);
-    let skips = report.skips().iter();
-    let skips = skips.map(|skip| format!("{name}: skipped: {skip}"));
+    let skips = report.skips().iter().map(|skip| format!("skipped: {skip}"));
     outcome.remarks.extend(skips);
 }
