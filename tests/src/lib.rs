@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{LazyLock, RwLock};
 use std::thread;
@@ -98,6 +98,16 @@ pub fn spawn(command: &mut Command) -> Child {
     let _alone = FORKING.write().unwrap_or_else(|lock| lock.into_inner());
     match command.spawn() {
         Ok(child) => child,
+        Err(error) => panic!("cannot start {command:?}: {error}"),
+    }
+}
+
+/// Runs a program that tells who has a socket to its end, and gives what it printed. No other child is
+/// made meanwhile, which it would tell as one who has it too.
+pub fn output_alone(command: &mut Command) -> Output {
+    let _alone = FORKING.write().unwrap_or_else(|lock| lock.into_inner());
+    match command.output() {
+        Ok(output) => output,
         Err(error) => panic!("cannot start {command:?}: {error}"),
     }
 }

@@ -6,16 +6,15 @@ use portwatch_tests::expect::{Order, compare, inet, socket, with};
 use portwatch_tests::socket::{REUSEADDR, REUSEPORT, V6ONLY};
 use portwatch_tests::trace::VALIDATOR;
 use portwatch_tests::{
-    Actor, Identity, Netns, Socket, patience, portwatch, socket as sockets, spawn,
+    Actor, Identity, Netns, Socket, look_again_soon, output_alone, patience, portwatch,
+    socket as sockets, spawn,
 };
 use serde_json::{Value, json};
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(portwatch());
     command.arg("list").args(arguments);
-    command.stdout(std::process::Stdio::piped());
-    command.stderr(std::process::Stdio::piped());
-    spawn(&mut command).wait_with_output().unwrap()
+    output_alone(&mut command)
 }
 
 /// A process in the namespace: without one, and without a name, nobody can look at it from within.
@@ -355,8 +354,6 @@ fn who_may_not_be_looked_at_is_not_nobody() {
     holder.says("listening");
     let mut command = netns.command(portwatch());
     command.args(["list", "--json", "-P", "80"]);
-    command.stdout(std::process::Stdio::piped());
-    command.stderr(std::process::Stdio::piped());
     // SAFETY: between fork and exec only prctl(2) is called.
     unsafe {
         command.pre_exec(|| {
@@ -368,7 +365,7 @@ fn who_may_not_be_looked_at_is_not_nobody() {
             Ok(())
         });
     }
-    let output = spawn(&mut command).wait_with_output().unwrap();
+    let output = output_alone(&mut command);
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(
         told.contains("other processes have: not permitted"),
@@ -378,4 +375,25 @@ fn who_may_not_be_looked_at_is_not_nobody() {
     assert_eq!(line["socket"]["local"], inet("127.0.0.1:80"));
     assert_eq!(line.get("ownership"), None, "{line}");
     assert_eq!(line.get("processes"), None, "{line}");
+}
+
+/// Also while other tests start programs, which have this process's descriptors until they are executed.
+#[test]
+fn a_test_is_told_alone() {
+    let netns = Netns::new();
+    let _inhabitant = inhabitant(&netns);
+    let socket = netns.run(|| Socket::udp4().bound("127.0.0.1:8080"));
+    let own = own();
+    let known = [("$self", &own)];
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| [(); 10].map(|()| list(&netns, &known, &[])));
+        while !looking.is_finished() {
+            assert!(spawn(&mut Command::new("true")).wait().unwrap().success());
+            look_again_soon();
+        }
+        for list in looking.join().unwrap() {
+            assert_eq!(list[0]["processes"], json!(["$self"]), "{list:?}");
+        }
+    });
+    drop(socket);
 }

@@ -1,18 +1,17 @@
 //! `portwatch why`: who has a port, and what a bind to it would get, against binds that are tried.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use portwatch_tests::expect::inet;
 use portwatch_tests::socket::{REUSEADDR, REUSEPORT};
 use portwatch_tests::trace::VALIDATOR;
-use portwatch_tests::{Actor, Netns, Socket, patience, portwatch, socket as sockets, spawn};
+use portwatch_tests::{Actor, Netns, Socket, output_alone, patience, portwatch, socket as sockets};
 use serde_json::{Value, json};
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(portwatch());
     command.arg("why").args(arguments);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    spawn(&mut command).wait_with_output().unwrap()
+    output_alone(&mut command)
 }
 
 /// What is told of a port in the namespace, and whether it is held.
