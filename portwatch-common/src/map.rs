@@ -169,12 +169,10 @@ pub mod filter {
     pub const NETNS: u32 = 1 << 3;
     /// AF_UNIX too.
     pub const UNIX: u32 = 1 << 4;
-    /// Only failures of bind and listen.
+    /// Of UDP only failures of bind.
     pub const FAILED: u32 = 1 << 5;
-    /// Bound sockets need not be followed: nobody wants to know of their end.
-    pub const FOLLOW_NONE: u32 = 1 << 6;
     /// Only bound TCP sockets can be followed: no hook tells of the end of others.
-    pub const FOLLOW_TCP: u32 = 1 << 7;
+    pub const FOLLOW_TCP: u32 = 1 << 6;
 }
 
 /// Values of the map `IDENTIFIED`, by `tgid`: what the user side knows of a process.

@@ -172,7 +172,9 @@ extern "C" fn returned(sk: Address, inode: u64, result: i32) -> i32 {
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
     task::current(task);
-    if !filter::task(task) || !(opened.is_none() || sock::concerns_us(sk)) {
+    // Who has a port explains who is refused it, whoever of them is wanted.
+    let is_wanted = filter::task(task);
+    if !(is_wanted || result == 0) || !(opened.is_none() || sock::concerns_us(sk)) {
         return 0;
     }
     // First of all: whatever comes before is one more state from which the
@@ -204,7 +206,7 @@ extern "C" fn returned(sk: Address, inode: u64, result: i32) -> i32 {
     if family != AF_UNIX && result == 0 {
         remember(socket, task);
     }
-    if !filter::result(result) {
+    if !is_wanted || !filter::result(result, socket.protocol) {
         return 0;
     }
     if family == AF_UNIX {

@@ -8,12 +8,12 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use portwatch_common::map::{Walk, call as calls};
-use portwatch_common::record::{Holder, evidence, kind, socket_flag, task_flag};
+use portwatch_common::map::{Bound, Walk, call as calls};
+use portwatch_common::record::{Holder, Socket, evidence, kind, socket_flag, task_flag};
 
 use crate::layout::{self, Address, read, read_at, zero, zeroed};
 use crate::maps::{BOUND, CONFLICTS, CONNECTORS, WALKS};
-use crate::sock::{self, IPPROTO_TCP};
+use crate::sock::{self, IPPROTO_TCP, IPPROTO_UDP};
 use crate::timewait;
 use crate::{call, emit};
 
@@ -21,7 +21,6 @@ pub const EADDRINUSE: i32 = -98;
 
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_LISTEN: u8 = 10;
-const IPPROTO_UDP: u16 = 17;
 const IPPROTO_UDPLITE: u16 = 136;
 const IPPROTO_MPTCP: u16 = 262;
 
@@ -84,8 +83,11 @@ fn describe(sk: Address, holder: &mut Holder) {
         holder.uid = read(sk, &layout::SOCK_UID);
     }
     holder.binder.flags = task_flag::UNKNOWN;
-    if let Some(bound) = BOUND.get_ptr(sk) {
+    if let Some(bound) = BOUND.get_ptr(sk)
         // SAFETY: the pointer is valid and aligned for the program's duration.
+        && is_of(unsafe { &*bound }, &holder.socket)
+    {
+        // SAFETY: as above.
         unsafe {
             emit::put(&raw mut holder.binder, &(*bound).binder);
             holder.bound_at = (*bound).bound_at;
@@ -97,6 +99,15 @@ fn describe(sk: Address, holder: &mut Holder) {
         unsafe { emit::put(&raw mut holder.binder, &*connector) };
         holder.autobound = 1;
     }
+}
+
+/// Whether it was this socket that was bound, and not one which had its address before and whose end
+/// was not seen.
+#[inline(always)]
+fn is_of(bound: &Bound, socket: &Socket) -> bool {
+    // The file may be closed by now.
+    let same_file = socket.inode == 0 || socket.inode == bound.inode;
+    same_file && socket.local_port == bound.local_port
 }
 
 /// A bind or listen of the current thread to this port came back with EADDRINUSE: tells who has it,

@@ -4,7 +4,7 @@ use portwatch_common::map::{control, filter};
 use portwatch_common::record::{Requested, Socket, Task};
 
 use crate::maps::{CONTROL, NETNS, PIDS, PORTS, UIDS};
-use crate::sock::IPPROTO_TCP;
+use crate::sock::{IPPROTO_TCP, IPPROTO_UDP};
 
 /// Whether a filter is set.
 #[inline(always)]
@@ -50,11 +50,12 @@ pub fn bind(requested: &Requested, socket: &Socket) -> bool {
 /// Whether a bound socket is to be followed until its end.
 #[inline(always)]
 pub fn follows(socket: &Socket) -> bool {
-    !is_set(filter::FOLLOW_NONE) && (!is_set(filter::FOLLOW_TCP) || socket.protocol == IPPROTO_TCP)
+    !is_set(filter::FOLLOW_TCP) || socket.protocol == IPPROTO_TCP
 }
 
-/// Whether an outcome passes.
+/// Whether an outcome passes. What was granted always does, but to UDP: who had a port when explains
+/// who is refused it, while a resolver binds a socket of UDP for every query.
 #[inline(always)]
-pub fn result(result: i32) -> bool {
-    !is_set(filter::FAILED) || result < 0
+pub fn result(result: i32, protocol: u16) -> bool {
+    !is_set(filter::FAILED) || result < 0 || protocol != IPPROTO_UDP
 }

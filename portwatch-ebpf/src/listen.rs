@@ -65,7 +65,9 @@ extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
     task::current(task);
-    if !filter::task(task) || !(opened.is_none() || sock::concerns_us(sk)) {
+    // As in `bind::returned`.
+    let is_wanted = filter::task(task);
+    if !(is_wanted || result == 0) || !(opened.is_none() || sock::concerns_us(sk)) {
         return 0;
     }
     // First of all, as in `bind::returned`.
@@ -74,7 +76,7 @@ extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result
     let socket: &mut Socket = zeroed(&mut socket);
     if opened.is_none() {
         // Without a socket there is neither an address nor a family to judge it by.
-        if filter::result(result) && !filter::is_set(filters::PORT | filters::NETNS) {
+        if is_wanted && !filter::is_set(filters::PORT | filters::NETNS) {
             send(opened, task, socket, backlog, result);
         }
         return 0;
@@ -93,7 +95,7 @@ extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result
     if socket.family != AF_UNIX && result == 0 && BOUND.get_ptr(opened.sk).is_none() {
         bind::remember(socket, task);
     }
-    if !filter::result(result) {
+    if !is_wanted || !filter::result(result, socket.protocol) {
         return 0;
     }
     if socket.family == AF_UNIX {

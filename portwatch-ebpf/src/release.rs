@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use portwatch_common::map::{Bound, filter as filters};
+use portwatch_common::map::Bound;
 use portwatch_common::record::{Release, Socket, Task, kind, task_flag};
 
 use crate::layout::{self, Address, read, zeroed};
@@ -64,9 +64,6 @@ pub fn destroyed(sk: Address) {
 
 #[inline(always)]
 fn send(sk: Address, bound: &Bound, closer: &Task) {
-    if filter::is_set(filters::FAILED) {
-        return;
-    }
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
     sock::describe(sk, bound.inode, socket);
@@ -74,7 +71,7 @@ fn send(sk: Address, bound: &Bound, closer: &Task) {
     // is destroyed (`tcp_set_state`, net/ipv4/tcp.c).
     socket.local = bound.local;
     socket.local_port = bound.local_port;
-    if !filter::socket(socket) {
+    if !filter::result(0, socket.protocol) || !filter::socket(socket) {
         return;
     }
     let Some(mut entry) = emit::reserve::<Release>(kind::RELEASE) else {

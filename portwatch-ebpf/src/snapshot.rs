@@ -9,7 +9,7 @@ use portwatch_common::record::{SnapshotEntry, Socket, kind, task_flag};
 use crate::layout::{self, Address, read, read_bits, zeroed};
 use crate::maps::{BOUND, WANTED};
 use crate::sock::{self, AF_INET, AF_INET6, IPPROTO_TCP};
-use crate::{bind, task};
+use crate::{bind, filter, task};
 
 const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
@@ -97,6 +97,9 @@ fn write(seq: *mut core::ffi::c_void, entry: &SnapshotEntry) {
 /// closed before it is in the map: no release is missed and none made up.
 #[inline(never)]
 fn remember(socket: &Socket) {
+    if !filter::follows(socket) {
+        return;
+    }
     let mut bound = MaybeUninit::uninit();
     let bound: &mut Bound = zeroed(&mut bound);
     bound.closer.flags = task_flag::UNKNOWN;

@@ -13,6 +13,7 @@ pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 pub const IPPROTO_TCP: u16 = 6;
+pub const IPPROTO_UDP: u16 = 17;
 
 const SOCK_STREAM: u16 = 1;
 const S_IFMT: u16 = 0o170_000;

@@ -195,13 +195,12 @@ fn parts(filter: &Filter) -> Vec<Part> {
         Part::Bind,
         Part::Autobind,
         Part::Conflict,
+        // Who bound what, and whether a port was given back, explains refusals. Why a TIME_WAIT
+        // ended depends on whether somebody still listens.
+        Part::Release,
         Part::Process,
         Part::Snapshot,
     ]);
-    if filter.wants(Kind::Release) || filter.wants(Kind::Timewait) {
-        // Why a TIME_WAIT ended depends on whether somebody still listens.
-        parts.insert(Part::Release);
-    }
     if filter.wants(Kind::Timewait) {
         parts.insert(Part::Timewait);
     }
@@ -308,9 +307,6 @@ fn apply_filters(
         map.set(index, word, 0)?;
     }
     let mut bits = filter.in_kernel();
-    if !(filter.wants(Kind::Release) || filter.wants(Kind::Timewait)) {
-        bits |= bit::FOLLOW_NONE;
-    }
     if !side.has(&self_test::RELEASES) {
         bits |= bit::FOLLOW_TCP;
     }
