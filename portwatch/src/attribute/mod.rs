@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,7 +180,7 @@ impl Attribution {
             next: (0, 0),
             filter: Filter::default(),
             sees_all: false,
-            host_netns: netns::of(Path::new("/proc"), "1"),
+            host_netns: netns::host(),
             // What was lost since the hooks are in place is lost to the stream.
             losses: Losses::default(),
             undecoded: 0,

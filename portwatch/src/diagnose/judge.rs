@@ -8,7 +8,7 @@
 use super::facts::{Call, Facts, Held, Origin, PathState, Tie};
 use super::rules::{Conflict, Endpoint, Overlap, Reuseport, Search, verdict};
 use crate::event::{
-    Actor, Address, Ancestor, Cause, Evidence, Family, Ownership, State, Transport,
+    Actor, Address, Ancestor, Cause, Evidence, Family, Ownership, State, Text, Transport,
 };
 use crate::kernel::clock::TICK;
 
@@ -324,7 +324,7 @@ fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
     }
     match held.tie {
         Some(Tie::Sibling) => return Some(Cause::Sibling),
-        Some(Tie::LeftOver { .. }) if !is_service(facts, held) => return Some(Cause::StaleJob),
+        Some(Tie::LeftOver { .. }) if !stands_alone(facts, held) => return Some(Cause::StaleJob),
         _ => {}
     }
     let (job, newcomer) = (facts.job.as_ref()?, newcomer?);
@@ -346,16 +346,24 @@ fn by_job(facts: &Facts, held: &Held) -> Option<Cause> {
         let leads = |ancestors: &[Ancestor]| ancestors.iter().any(|a| a.pid == actor.pid);
         actor.start_time < job.started_at && orphan && !leads(&newcomer.process.ancestors)
     };
-    (is_held_by(held, left_over) && !is_service(facts, held)).then_some(Cause::StaleJob)
+    (is_held_by(held, left_over) && !stands_alone(facts, held)).then_some(Cause::StaleJob)
 }
 
-/// Whether the holder is a service of its own: one has no parent by its nature, but not within the
-/// unit of the job.
-fn is_service(facts: &Facts, held: &Held) -> bool {
+/// Whether the holder is a service or a container of its own: nothing that started one stays its
+/// parent, which says something only within the unit or the container of the job.
+fn stands_alone(facts: &Facts, held: &Held) -> bool {
     let newcomer = facts.process.as_ref();
-    let own = newcomer.and_then(|actor| actor.process.unit.as_ref());
+    let own_unit = newcomer.and_then(|actor| actor.process.unit.as_ref());
+    let own_container = newcomer.and_then(container_of);
     is_held_by(held, |actor| {
-        let unit = actor.process.unit.as_ref();
-        unit.is_some_and(|unit| unit.ends_with(".service")) && unit != own
+        let (unit, container) = (actor.process.unit.as_ref(), container_of(actor));
+        (unit != own_unit && unit.is_some_and(|unit| unit.ends_with(".service")))
+            || (container != own_container && container.is_some())
     })
+}
+
+/// The id of the container that a process is in.
+fn container_of(actor: &Actor) -> Option<&Text> {
+    let container = actor.process.container.as_ref();
+    container.map(|container| &container.id)
 }

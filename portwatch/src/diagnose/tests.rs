@@ -13,9 +13,9 @@ use proptest::sample::select;
 use self::fixture::*;
 use self::table::table_of_causes;
 use super::diagnose;
-use super::facts::{Call, Facts};
+use super::facts::{Call, Facts, Tie};
 use crate::event::{
-    Cause, Conflict, Container, Evidence, Holder, Process, Socket, State, Transport,
+    Actor, Cause, Conflict, Container, Evidence, Holder, Process, Socket, State, Transport,
 };
 use crate::kernel::sysctls::Sysctls;
 use crate::sink::text::{Color, Text};
@@ -330,8 +330,6 @@ fn who_could_not_be_asked_for_is_not_said_to_be_nobody() {
 /// A worker of the same program, and what was left over of an earlier job, as a live trace tells them.
 #[test]
 fn ties_between_processes_decide() {
-    use super::facts::Tie;
-
     let tied = |tie| {
         let facts = but(listener(), |facts| first(facts).tie = Some(tie));
         diagnose(&facts)
@@ -375,6 +373,30 @@ fn ties_between_processes_decide() {
         first(facts).holder.processes = vec![actor(3998, "java", process)];
     });
     assert_eq!(diagnose(&facts).cause, Cause::Listener);
+}
+
+/// Its runtime's shim has lost the parent that started it.
+#[test]
+fn a_container_is_not_left_over_but_within_itself() {
+    let in_container = |pid: u32| {
+        let process = Process {
+            container: Some(container()),
+            ..Process::default()
+        };
+        actor(pid, "java", process)
+    };
+    let left = |newcomer: Option<Actor>| {
+        let facts = but(listener(), |facts| {
+            first(facts).tie = Some(Tie::LeftOver {
+                job_started_at: ago(1000),
+            });
+            first(facts).holder.processes = vec![in_container(3998)];
+            facts.process = newcomer.or(facts.process.take());
+        });
+        diagnose(&facts).cause
+    };
+    assert_eq!(left(None), Cause::Listener);
+    assert_eq!(left(Some(in_container(4002))), Cause::StaleJob);
 }
 
 /// When a connection got the port is not known; another socket's time decides.

@@ -238,6 +238,8 @@ fn a_container_of_the_hosts_network_refuses_another() {
     let process = &holder["processes"][0];
     assert_eq!(process["container"], of(0), "{conflict}");
     assert_eq!(group(process), host.docker.group_of(&ids[0]));
+    // Its shim was started by a process that is gone, but that is how containers are run.
+    assert_eq!(conflict["cause"], "listener", "{conflict}");
     assert!(
         conflict["advice"]
             .as_str()

@@ -1,8 +1,9 @@
 //! Podman's containers, as root and as a user, as holders and as newcomers.
 
+use std::fs::File;
 use std::process::{Command, Output};
 
-use portwatch_tests::{portwatch, systemd};
+use portwatch_tests::{Socket, portwatch, systemd};
 use serde_json::{Value, json};
 
 use crate::room::{Room, Turn, new_group, output, printed};
@@ -130,18 +131,26 @@ impl Podman {
 
     /// `podman`, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_within(&[], arguments)
+    }
+
+    /// The same, by a program that becomes it.
+    fn command_within(&self, within: &[&str], arguments: &[&str]) -> Command {
+        let program = [within, &["podman"]].concat();
         let mut command = if self.user {
             let mut command = self.room.command("setpriv");
             let user = USER.to_string();
             command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
-            command.args(["--inh-caps=-all", "podman"]);
+            command.args(["--inh-caps=-all"]).args(program);
             command.current_dir(self.room.path("home"));
             command.env("HOME", self.room.path("home"));
             command.env("USER", "portwatch-test");
             command.env("XDG_RUNTIME_DIR", format!("/run/user/{USER}"));
             command
         } else {
-            self.room.command("podman")
+            let mut command = self.room.command(program[0]);
+            command.args(&program[1..]);
+            command
         };
         if !systemd() {
             command
@@ -200,6 +209,16 @@ impl Podman {
     /// its id.
     pub fn run(&self, options: &[&str], busybox: &[&str]) -> String {
         self.podman(&self.run_arguments(options, busybox))
+    }
+
+    /// Starts one of root's in the network of the host itself, and not of the room.
+    fn run_on_host(&self, options: &[&str], busybox: &[&str]) -> String {
+        let options = [&["--net", "host"], options].concat();
+        let arguments = self.run_arguments(&options, busybox);
+        let enter = ["nsenter", "--net=/proc/self/fd/0"];
+        let mut command = self.command_within(&enter, &arguments);
+        command.stdin(File::open("/proc/self/ns/net").unwrap());
+        printed(&mut command)
     }
 }
 
@@ -396,6 +415,42 @@ fn containers_of_the_hosts_network_and_a_new_name() {
         assert_eq!(*seen, container(&first, "first"), "{conflict}");
         assert!(begin.elapsed() < *portwatch_tests::LIMIT, "{conflict}");
     }
+}
+
+/// The others publish in, or are of, a namespace that the test has made.
+#[test]
+fn a_container_of_the_network_of_the_host() {
+    let podman = Podman::of_root();
+    // Below those that are given away. One found free by asking would be lost in a race.
+    let port = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    let at = format!("[::]:{port}");
+    let listen = ["httpd", "-f", "-p", &at];
+    let id = podman.run_on_host(&["--name", "web-1"], &listen);
+    podman.bound(port, &id);
+    Socket::tcp6().bind(&at).unwrap_err();
+    let refused = podman.wait("the failed bind", |event| {
+        event["event"] == "bind"
+            && event["error"] == "EADDRINUSE"
+            && event["process"]["pid"] == std::process::id()
+            && event["socket"]["local"]["port"] == port
+    });
+    let conflict = &refused["conflict"];
+    let process = &conflict["holders"][0]["processes"][0];
+    assert_eq!(process["container"], container(&id, "web-1"), "{conflict}");
+    assert_eq!(conflict["cause"], "host-network", "{conflict}");
+    assert_eq!(
+        conflict["summary"],
+        format!(
+            "busybox[{}] of container web-1 ({IMAGE}) is in the host's own network and listens on \
+             {at}",
+            process["pid"]
+        )
+    );
+    assert_eq!(
+        conflict["advice"],
+        "stop container web-1 (podman stop web-1), or give it a network of its own: no --network \
+         host, no hostNetwork"
+    );
 }
 
 /// Its record is taken away as soon as it has ended.
