@@ -119,7 +119,12 @@ pub fn all(scope: Scope) -> Sockets {
         Ok(entries) => {
             sockets.take_entries(&entries);
             sockets.take_told(Unknown::Confirm(namespaces));
-            sockets.find_hidden(Path::new("/proc"));
+            if sockets.complete {
+                sockets.find_hidden(Path::new("/proc"));
+            } else {
+                // The iterator tells processes by their numbers on the host.
+                sockets.find_owners(Path::new("/proc"));
+            }
         }
         Err(why) => {
             sockets.missing.push(format!(
@@ -337,8 +342,11 @@ impl Sockets {
         }
     }
 
-    /// Finds the processes behind the sockets' inodes in `/proc`.
+    /// Finds the processes behind the sockets' inodes in `/proc`, in place of any that are known.
     fn find_owners(&mut self, proc: &Path) {
+        for owned in &mut self.sockets {
+            owned.tasks.clear();
+        }
         let places: HashMap<u64, usize> = (self.sockets.iter().enumerate())
             .filter(|(_, owned)| owned.socket.inode != 0)
             .map(|(place, owned)| (owned.socket.inode, place))

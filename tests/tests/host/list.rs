@@ -1,5 +1,6 @@
 //! `portwatch list`: what there is, in a namespace of each test's own.
 
+use std::os::fd::AsFd as _;
 use std::process::{Command, Output};
 
 use portwatch_tests::expect::{Order, compare, inet, socket, with};
@@ -105,6 +106,34 @@ fn held(transport: &str, local: &str, state: &str, options: &[&str], by: &[&str]
     let socket = with(socket(transport, local, options), "/state", json!(state));
     let socket = with(socket, "/uid", json!(0));
     json!({"event": "socket", "socket": socket, "ownership": "verified", "processes": by})
+}
+
+/// As in a container without the host's pids: processes have the numbers that they have there, and
+/// nobody else's.
+#[test]
+fn within_a_pid_namespace_of_its_own() {
+    let netns = Netns::new();
+    let listener = netns.run(|| Socket::tcp4().bound("127.0.0.1:8080"));
+    let mut command = netns.command("unshare");
+    command
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(portwatch())
+        .args(["list", "--json", "--netns", &netns.inode().to_string()])
+        .stdin(listener.as_fd().try_clone_to_owned().unwrap());
+    let output = output_alone(&mut command);
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.contains("not seen: processes outside of this pid namespace"),
+        "{told}"
+    );
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["socket"]["local"], inet("127.0.0.1:8080"), "{line}");
+    let processes = line["processes"].as_array().unwrap();
+    let who: Vec<_> = (processes.iter())
+        .map(|process| (&process["pid"], &process["comm"], &process["args"][1]))
+        .collect();
+    assert_eq!(who, [(&json!(1), &json!("portwatch"), &json!("list"))]);
 }
 
 /// This process, which has sockets in many namespaces.
