@@ -274,6 +274,15 @@ fn user_and_group_are_those_of_the_moment() {
     scenario.expect(&[root, user].concat());
 }
 
+/// Lets a forked process end, and those that wait for it, once it is told: where the processor does not
+/// note by itself that a page was used (arm64 before 8.1), what it has not looked at since it was forked,
+/// as its arguments, is only found while it or its parent is there.
+fn end_told(scenario: &Scenario, actor: &mut Actor) {
+    scenario.released(5353);
+    actor.go();
+    actor.finish();
+}
+
 #[test]
 fn in_a_pid_namespace_of_its_own() {
     let mut scenario = Scenario::new();
@@ -285,6 +294,7 @@ fn in_a_pid_namespace_of_its_own() {
         "socket=udp4",
         "bind=127.0.0.1:5353",
         "close",
+        "wait",
         "end",
         "reap",
     ];
@@ -298,7 +308,7 @@ fn in_a_pid_namespace_of_its_own() {
     assert_eq!(identity.whole["namespace_pid"], 1);
     scenario.know("$inside", identity);
     actor.go();
-    actor.finish();
+    end_told(&scenario, &mut actor);
     scenario.expect(&bound_by("$inside", LOCAL));
 }
 
@@ -309,7 +319,7 @@ fn sixteen_ancestors_at_most() {
     let mut steps = vec!["fork"; depth];
     steps.extend(["pid", "wait"]);
     steps.extend(BIND);
-    steps.push("close");
+    steps.extend(["close", "wait"]);
     for _ in 0..depth {
         steps.extend(["end", "reap"]);
     }
@@ -318,7 +328,7 @@ fn sixteen_ancestors_at_most() {
     assert_eq!(last.whole["ancestors"].as_array().unwrap().len(), 16);
     scenario.know("$last", last);
     actor.go();
-    actor.finish();
+    end_told(&scenario, &mut actor);
     scenario.expect(&bound_by("$last", LOCAL));
 }
 
