@@ -295,44 +295,42 @@ fn by_failure() {
 #[test]
 fn refusals_are_explained_by_what_is_left_out() {
     let own = std::process::id().to_string();
-    for options in [&["-x"][..], &["-e", "bind"], &["-p", &own]] {
-        let mut scenario = Scenario::traced(options);
-        let steps = [
-            "socket=tcp4",
-            "bind=127.0.0.1:8080",
-            "listen",
-            "fork",
-            "say=forked",
-            "wait",
-            "end",
-        ];
-        let mut binder = scenario.actor("$binder", &steps);
-        binder.says("forked");
-        let pid = binder.pid();
-        binder.finish();
-        let refused = |scenario: &Scenario, port: u16| {
-            let event = scenario.wait(&format!("the refusal of {port}"), |event| {
-                event["error"] == "EADDRINUSE" && event["socket"]["local"]["port"] == port
-            });
-            event["conflict"].clone()
-        };
-        scenario.run(|| Socket::tcp4().bind(FIRST).unwrap_err());
-        let conflict = refused(&scenario, 8080);
-        assert_eq!(conflict["cause"], "inherited-listener", "{conflict}");
-        let summary = conflict["summary"].as_str().unwrap();
-        let bound = format!("actor[{pid}] bound {FIRST} and does not have it any more");
-        assert!(summary.starts_with(&bound), "{conflict}");
-        assert!(conflict["holders"][0]["bound_at"].is_string(), "{conflict}");
-        binder.go();
+    let mut scenario = Scenario::traced(&["-x", "-p", &own]);
+    let steps = [
+        "socket=tcp4",
+        "bind=127.0.0.1:8080",
+        "listen",
+        "fork",
+        "say=forked",
+        "wait",
+        "end",
+    ];
+    let mut binder = scenario.actor("$binder", &steps);
+    binder.says("forked");
+    let pid = binder.pid();
+    binder.finish();
+    let refused = |scenario: &Scenario, port: u16| {
+        let event = scenario.wait(&format!("the refusal of {port}"), |event| {
+            event["error"] == "EADDRINUSE" && event["socket"]["local"]["port"] == port
+        });
+        event["conflict"].clone()
+    };
+    scenario.run(|| Socket::tcp4().bind(FIRST).unwrap_err());
+    let conflict = refused(&scenario, 8080);
+    assert_eq!(conflict["cause"], "inherited-listener", "{conflict}");
+    let summary = conflict["summary"].as_str().unwrap();
+    let bound = format!("actor[{pid}] bound {FIRST} and does not have it any more");
+    assert!(summary.starts_with(&bound), "{conflict}");
+    assert!(conflict["holders"][0]["bound_at"].is_string(), "{conflict}");
+    binder.go();
 
-        let probed = scenario.run(|| Socket::tcp4().bound("127.0.0.1:0").local());
-        let bind = format!("bind={probed}");
-        let other = scenario.actor("$other", &["socket=tcp4", &bind, "say=taken", "stay"]);
-        other.says("taken");
-        scenario.run(|| Socket::tcp4().bind(&probed.to_string()).unwrap_err());
-        let conflict = refused(&scenario, probed.port());
-        assert_eq!(conflict["cause"], "lost-race", "{conflict}");
-    }
+    let probed = scenario.run(|| Socket::tcp4().bound("127.0.0.1:0").local());
+    let bind = format!("bind={probed}");
+    let other = scenario.actor("$other", &["socket=tcp4", &bind, "say=taken", "stay"]);
+    other.says("taken");
+    scenario.run(|| Socket::tcp4().bind(&probed.to_string()).unwrap_err());
+    let conflict = refused(&scenario, probed.port());
+    assert_eq!(conflict["cause"], "lost-race", "{conflict}");
 }
 
 /// A little of everything: what of it passes is the filter's doing.
