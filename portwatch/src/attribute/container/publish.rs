@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::proxy::Proxy;
 use super::stores::{Stores, below};
@@ -78,7 +78,9 @@ impl Containers {
             let (root, docker_data) = (&self.root, self.docker_data.as_deref());
             let stores = &mut self.stores;
             let publications = self.publications.refresh(now, fresh, || {
-                let stores = stores.refresh(now, fresh, || Stores::of(root, docker_data));
+                // Wherever they are by now: a daemon may have come, and the podman through whose root
+                // the records were found have ended.
+                let stores = stores.refresh(now, Duration::ZERO, || Stores::of(root, docker_data));
                 stores.publications()
             });
             let found: Vec<_> = publications.iter().filter(|one| is(one)).cloned().collect();

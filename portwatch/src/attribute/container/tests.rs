@@ -28,6 +28,25 @@ const WEB: &str = "3f4e1c0a9b7d5e2f8c6a4b1d0e9f7a5c3b2d1e0f9a8b7c6d5e4f3a2b1c0d9
 const DB: &str = "9d0c4f6b2a1e8d7c5b3a9f0e1d2c3b4a5f6e7d8c9b0a1f2e3d4c5b6a7f8e9d0c";
 const INFRA: &str = "1b2c3d4e5f60718293a4b5c6d7e8f9010a1b2c3d4e5f60718293a4b5c6d7e8f9";
 
+/// Where records are was looked up for something else just before the daemon came.
+#[test]
+fn a_daemon_that_came_a_moment_ago() {
+    // Whether the ports that were read before would be good enough for others or not.
+    for before in [50, 1_050] {
+        let mut host = Host::new();
+        assert_eq!(host.containers.publishing(8080, host.now), []);
+        host.wait(before);
+        host.get("docker", WEB);
+        host.write("proc/7/comm", "dockerd\n");
+        host.write("proc/7/cmdline", "dockerd\0--data-root\0/srv/docker\0");
+        let record = docker_path(WEB).replace("var/lib", "proc/7/root/srv");
+        host.write(&record, DOCKER);
+        host.wait(1);
+        let found = host.containers.publishing(8080, host.now);
+        assert_eq!(found.len(), 2, "one of each family, {before}: {found:?}");
+    }
+}
+
 /// A host whose clock is moved by hand.
 struct Host {
     root: TempDir,
