@@ -5,7 +5,7 @@
 //! that cannot run here prints `SKIP: name: reason` and returns; the harness
 //! calls it passed, this does not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
 /// How many tests ended which way.
@@ -38,11 +38,49 @@ impl fmt::Display for Tally {
     }
 }
 
+/// The last lines of what a failed test printed that are kept, and how long each may be: a whole
+/// event is one line.
+const KEPT_LINES: usize = 40;
+const KEPT_CHARACTERS: usize = 2_000;
+
+/// A test that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// Its name.
+    pub test: String,
+    /// The end of what it printed.
+    pub printed: VecDeque<String>,
+}
+
+impl Failure {
+    fn line(&mut self, line: &str) {
+        if self.printed.len() == KEPT_LINES {
+            self.printed.pop_front();
+        }
+        let mut kept: String = line.chars().take(KEPT_CHARACTERS).collect();
+        if kept.len() < line.len() {
+            kept.push('…');
+        }
+        self.printed.push_back(kept);
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FAILED: {}", self.test)?;
+        let printed = self.printed.iter().filter(|line| !line.is_empty());
+        printed
+            .into_iter()
+            .try_for_each(|line| write!(f, "\n    {line}"))
+    }
+}
+
 /// Reads the output of test programs, line by line.
 #[derive(Debug, Default)]
 pub struct Reader {
     tally: Tally,
     skips: Vec<String>,
+    failures: Vec<Failure>,
     ended: usize,
     part: Part,
     /// The test whose output this is.
@@ -75,13 +113,29 @@ impl Reader {
             .and_then(|rest| rest.strip_suffix(" stdout ----"))
         {
             self.test = Some(test.to_owned());
+            if self.part == Part::Failed {
+                self.failures.push(Failure {
+                    test: test.to_owned(),
+                    ..Failure::default()
+                });
+            }
         } else if line == "successes:" {
             (self.part, self.test) = (Part::Passed, None);
         } else if line == "failures:" {
             (self.part, self.test) = (Part::Failed, None);
         } else if let Some(counts) = Counts::parse(line) {
             self.end(counts);
+        } else if self.part == Part::Failed && self.test.is_some() {
+            self.failures
+                .last_mut()
+                .into_iter()
+                .for_each(|failure| failure.line(line));
         }
+    }
+
+    /// The tests that failed.
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
     }
 
     /// What was counted.
@@ -209,6 +263,33 @@ mod tests {
              test result: FAILED. 3 passed; 1 failed; 0 ignored; {ENDS}\n"
         ));
         assert_eq!(reader.tally(), tally(3, 1, 1));
+    }
+
+    #[test]
+    fn a_failed_test_is_kept_with_the_end_of_what_it_printed() {
+        let long = "é".repeat(3_000);
+        let many: String = (0..50).map(|number| format!("{number}\n")).collect();
+        let reader = read(&format!(
+            "successes:\n---- fine stdout ----\nx\nsuccesses:\n    fine\n\n\
+             failures:\n\n---- a::one stdout ----\nthread 'a::one' panicked at x.rs:1:\n\
+             assertion failed: {long}\n\n---- two stdout ----\n{many}\n\n\
+             failures:\n    a::one\n    two\n\n\
+             test result: FAILED. 1 passed; 2 failed; 0 ignored; {ENDS}\n\nno test's\n"
+        ));
+        let [one, two] = reader.failures() else {
+            panic!("{:?}", reader.failures());
+        };
+        let kept = &long[..2 * (2_000 - "assertion failed: ".len())];
+        assert_eq!(
+            one.to_string(),
+            format!(
+                "FAILED: a::one\n    thread 'a::one' panicked at x.rs:1:\n    assertion failed: {kept}…"
+            )
+        );
+        assert_eq!(two.test, "two");
+        assert_eq!(two.printed.len(), 40);
+        assert_eq!(two.printed[0], "12");
+        assert!(two.to_string().ends_with("\n    48\n    49"));
     }
 
     #[test]

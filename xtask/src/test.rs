@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use crate::package::{Provided, provide};
 use crate::process::{Root, build_portwatch, cargo, say, shown};
 use crate::tally::{Reader, Tally};
-use crate::vm;
+use crate::vm::{self, Outcome};
 
 /// What the tests of the host start.
 const HOST_PROGRAMS: &[Provided] = &[
@@ -217,12 +217,19 @@ pub fn test(args: &Args) -> Result<ExitCode> {
     } else {
         &args.levels
     };
-    let mut closing = Vec::new();
+    let (mut remarks, mut closing) = (Vec::new(), Vec::new());
     let mut total = Tally::default();
     for &level in levels {
-        let tally = run_level(level, &args.filters)?;
-        closing.push(format!("{}: {tally}", level.name()));
-        total.add(tally);
+        let outcome = run_level(level, &args.filters)?;
+        let name = level.name();
+        let of_level = outcome.remarks.iter();
+        remarks.extend(of_level.map(|remark| format!("{name}: {remark}")));
+        closing.push(format!("{name}: {}", outcome.tally));
+        total.add(outcome.tally);
+    }
+    // After all levels, as the output of each would bury what is told of those before it.
+    for remark in remarks {
+        say(&remark);
     }
     for line in closing {
         println!("{line}");
@@ -239,51 +246,41 @@ pub fn test(args: &Args) -> Result<ExitCode> {
 
 /// Runs a level. What keeps it from running counts too: as a skip where this
 /// machine lacks something, else as a failure.
-fn run_level(level: Level, filters: &[String]) -> Result<Tally> {
+fn run_level(level: Level, filters: &[String]) -> Result<Outcome> {
     match level {
-        Level::Vm => return Ok(guests(level, vm::level(filters))),
-        Level::Systemd => return Ok(guests(level, vm::systemd::run(filters))),
+        Level::Vm => return Ok(vm::level(filters).unwrap_or_else(|error| not_run(&error))),
+        Level::Systemd => {
+            return Ok(vm::systemd::run(filters).unwrap_or_else(|error| not_run(&error)));
+        }
         _ => {}
     }
-    let name = level.name();
     let mut command = match level.command() {
         Ok(command) => command,
-        Err(error) => return Ok(not_run(level, &error)),
+        Err(error) => return Ok(not_run(&error)),
     };
     command.arg("--").args(filters).arg("--show-output");
     let (reader, succeeded) = stream(&mut command, &mut std::io::stdout())?;
-    for skip in reader.skips() {
-        say(&format!("{name}: skipped: {skip}"));
-    }
     let (tally, complaint) = verdict(&reader, succeeded);
-    if let Some(complaint) = complaint {
-        say(&format!("FAILED: {name}: {complaint}"));
-    }
-    Ok(tally)
+    let complaint = complaint.map(|complaint| format!("FAILED: {complaint}"));
+    let skips = reader.skips().iter().map(|skip| format!("skipped: {skip}"));
+    let failures = reader.failures().iter().map(ToString::to_string);
+    Ok(Outcome {
+        tally,
+        remarks: skips.chain(failures).chain(complaint).collect(),
+    })
 }
 
 /// Counts a level that could not be run, and says why.
-fn not_run(level: Level, error: &anyhow::Error) -> Tally {
+fn not_run(error: &anyhow::Error) -> Outcome {
     let unable = error.is::<Unable>();
     let word = if unable { "SKIPPED" } else { "FAILED" };
-    say(&format!("{word}: {}: {error:#}", level.name()));
-    Tally {
-        failed: usize::from(!unable),
-        skipped: usize::from(unable),
-        ..Tally::default()
-    }
-}
-
-/// What a level came to whose tests are run in virtual machines.
-fn guests(level: Level, outcome: Result<vm::Outcome>) -> Tally {
-    match outcome {
-        Ok(outcome) => {
-            for remark in &outcome.remarks {
-                say(&format!("{}: {remark}", level.name()));
-            }
-            outcome.tally
-        }
-        Err(error) => not_run(level, &error),
+    Outcome {
+        tally: Tally {
+            failed: usize::from(!unable),
+            skipped: usize::from(unable),
+            ..Tally::default()
+        },
+        remarks: vec![format!("{word}: {error:#}")],
     }
 }
 

@@ -75,10 +75,10 @@ pub struct Args {
     filters: Vec<String>,
 }
 
-/// What the guests came to.
+/// What a level of tests, or a guest's, came to.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Their tests, with what else went wrong counted as failed.
+    /// The tests, with what else went wrong counted as failed.
     pub tally: Tally,
     /// What has to be told at the end.
     pub remarks: Vec<String>,
@@ -282,6 +282,7 @@ impl Run<'_> {
         outcome.tally.failed += complaints.len();
         let failed = complaints.iter().map(|text| format!("FAILED: {text}"));
         outcome.remarks.extend(failed);
+        outcome.remarks.extend_from_slice(report.failures());
         let skips = report.skips().iter().map(|skip| format!("skipped: {skip}"));
         outcome.remarks.extend(skips);
         if self.args.verbose {

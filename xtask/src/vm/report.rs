@@ -12,8 +12,11 @@ pub struct Report {
     /// Output of `portwatch doctor`, by backend.
     doctors: BTreeMap<String, Vec<String>>,
     reader: Reader,
-    /// Failures counted when the section began.
+    /// Failures counted when the section began, and those of them that were named.
     failed_before: usize,
+    named_before: usize,
+    /// The failed tests, with the backend.
+    failures: Vec<String>,
     complaints: Vec<String>,
     begun: bool,
     done: bool,
@@ -36,6 +39,7 @@ impl Report {
             (Some("@begin"), _) => {
                 self.begun = true;
                 self.failed_before = self.reader.tally().failed;
+                self.named_before = self.reader.failures().len();
                 let mut word = || words.next().unwrap_or_default().to_owned();
                 self.section = Some((word(), word()));
                 return Line::Kept;
@@ -75,7 +79,12 @@ impl Report {
                     said.join("\n")
                 ));
             }
-        } else if status != "0" && self.reader.tally().failed == self.failed_before {
+            return;
+        }
+        let failed = &self.reader.failures()[self.named_before..];
+        let failed = failed.iter().map(|failure| format!("{backend}: {failure}"));
+        self.failures.extend(failed);
+        if status != "0" && self.reader.tally().failed == self.failed_before {
             self.complaints.push(format!(
                 "{kind} {backend}: exit status {status}, though no test failed"
             ));
@@ -110,6 +119,11 @@ impl Report {
     /// Tests that ran.
     pub fn ended(&self) -> usize {
         self.reader.ended()
+    }
+
+    /// The tests that failed, with the backend and the end of what they printed.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
     }
 
     /// The skips that tests printed.
@@ -163,12 +177,13 @@ mod tests {
              @begin btf\ntest result: ok. 2 passed; 0 failed; 0 ignored\n@end 0\n\
              @begin doctor kprobe\n\
              ok    hook tp_btf/sys_exit: in place, 12 instructions verified\n@end 0\n\
-             @begin suite kprobe\nSKIP: a: b\n\
+             @begin suite kprobe\nSKIP: a: b\nfailures:\n---- x::y stdout ----\nno\nfailures:\n    x::y\n\
              test result: FAILED. 2 passed; 1 failed; 0 ignored\n@end 101\n@done",
         );
         assert_eq!(report.tally().to_string(), "3 passed, 1 failed, 1 skipped");
         assert_eq!(report.complaints("ended"), Vec::<String>::new());
         assert_eq!(report.skips(), ["a: b"]);
+        assert_eq!(report.failures(), ["kprobe: FAILED: x::y\n    no"]);
         let verified = report.verified_instructions();
         assert_eq!(verified, [("tp_btf/sys_exit".to_owned(), 12)].into());
         assert!(!report.is_empty());

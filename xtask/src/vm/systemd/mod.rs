@@ -159,6 +159,7 @@ fn judge(report: &Report, end: &End, outcome: &mut Outcome) {
     outcome.tally.failed += complaints.len();
     let failed = complaints.iter().map(|text| format!("FAILED: {text}"));
     outcome.remarks.extend(failed);
+    outcome.remarks.extend_from_slice(report.failures());
     let skips = report.skips().iter().map(|skip| format!("skipped: {skip}"));
     outcome.remarks.extend(skips);
 }
