@@ -85,10 +85,26 @@ pub fn own() -> Option<u32> {
     of(Path::new("/proc"), "thread-self")
 }
 
-/// The one that is called the host's: that of pid 1, or where that may not be looked at, the own.
+/// The one that is called the host's: that of pid 1, or where that may not be looked at, that of the
+/// kernel's own threads (`init_net`). Who may look at neither is told the own.
 #[must_use]
 pub fn host() -> Option<u32> {
-    of(Path::new("/proc"), "1").or_else(own)
+    host_by(Path::new("/proc"))
+}
+
+fn host_by(proc: &Path) -> Option<u32> {
+    let of_kernel = || is_kthreadd(proc).then(|| of(proc, "2"))?;
+    of(proc, "1")
+        .or_else(of_kernel)
+        .or_else(|| of(proc, "thread-self"))
+}
+
+/// Whether pid 2 is the parent of the kernel's threads, as in the host's pid namespace.
+fn is_kthreadd(proc: &Path) -> bool {
+    let stat = fs::read_to_string(proc.join("2/stat")).unwrap_or_default();
+    // PID (COMM) STATE PARENT: whoever else calls itself so has a parent.
+    let rest = stat.strip_prefix("2 (kthreadd) ");
+    rest.and_then(|rest| rest.split(' ').nth(1)) == Some("0")
 }
 
 /// Takes the calling thread into a namespace, for good.
@@ -136,6 +152,31 @@ mod tests {
         let host = namespace(4_026_531_840);
         assert_eq!(host.name, None);
         assert!(host.path.ends_with("ns/net"), "{host:?}");
+    }
+
+    #[test]
+    fn which_is_the_hosts() {
+        let kthreadd = "2 (kthreadd) S 0 0 0 0 -1 2129984";
+        let cases = [
+            (Some(1), kthreadd, 1),
+            (None, kthreadd, 2),
+            (None, "2 (kthreadd) S 1 1 1 0 -1 4194560", 3),
+            (None, "2 (sh) S 0 0 0 0 -1 4194560", 3),
+            (None, "", 3),
+        ];
+        for (of_first, stat, expected) in cases {
+            let proc = tempfile::tempdir().unwrap();
+            let namespaces = [("1", of_first), ("2", Some(2)), ("thread-self", Some(3))];
+            for (process, namespace) in namespaces {
+                let folder = proc.path().join(process).join("ns");
+                fs::create_dir_all(&folder).unwrap();
+                if let Some(inode) = namespace {
+                    symlink(format!("net:[{inode}]"), folder.join("net")).unwrap();
+                }
+            }
+            fs::write(proc.path().join("2/stat"), stat).unwrap();
+            assert_eq!(host_by(proc.path()), Some(expected), "{of_first:?} {stat}");
+        }
     }
 
     #[test]
