@@ -302,7 +302,6 @@ fn a_published_port() {
     );
 }
 
-/// It is podman's first container, so no conmon tells where the records are.
 fn host_against_container(podman: &Podman, binder: &str, cause: &str) {
     let _listener = podman.listener(9090);
     let options = ["--name", "web-1", "-p", "9090:80"];
@@ -336,12 +335,17 @@ fn host_against_container(podman: &Podman, binder: &str, cause: &str) {
 
 #[test]
 fn a_process_of_the_host_refuses_a_published_port() {
-    host_against_container(&Podman::of_root(), "podman", "listener");
+    let podman = Podman::of_root();
+    // Podman may have ended when it is looked for. Where its records are in this room, which has a
+    // mount namespace of its own, the other's conmon tells.
+    podman.run(&["--name", "other"], &["sleep", "600"]);
+    host_against_container(&podman, "podman", "listener");
 }
 
 #[test]
 fn a_process_of_the_host_refuses_a_published_port_of_a_user() {
     let podman = Podman::of_user();
+    // It is the first container, so no conmon tells where the records are.
     // It binds the wildcard of IPv6.
     host_against_container(&podman, podman.forwarder(), "dual-stack");
 }

@@ -138,6 +138,11 @@ impl Containers {
         if of.is_empty() {
             of = self.look(now, is);
         }
+        if of.is_empty() {
+            // A user's podman may have ended by now.
+            of = Stores::of_user(&self.root, process.uid).publications();
+            of.retain(is);
+        }
         only(&mut of, |publication| publication.is_named(process));
         of
     }

@@ -52,7 +52,8 @@ enum Told {
     },
     /// The folder that conmon's bundle is in.
     Storage(PathBuf),
-    /// Podman's option for where its storage is.
+    /// Podman's option for where its storage is, or that it is a user's who has a podman: the process
+    /// that keeps the user's namespaces for the next podman says no more.
     Podman { root: Option<PathBuf> },
     /// The options of containerd that decide where its data is.
     Containerd {
@@ -104,6 +105,15 @@ impl Stores {
         } = &stores;
         let told = [docker, storage, containerd];
         told.iter().any(|of| !of.is_empty()).then_some(stores)
+    }
+
+    /// Those that a user's podman has unless told otherwise.
+    pub(super) fn of_user(root: &Path, uid: u32) -> Self {
+        let mut stores = Self::default();
+        if let Some(storage) = usual_storage(root, uid) {
+            stores.add_storage(&below(root, &storage), None);
+        }
+        stores
     }
 
     fn add_storage(&mut self, root: &Path, netns: Option<u32>) {
@@ -272,7 +282,14 @@ fn processes(root: &Path) -> impl Iterator<Item = (PathBuf, Vec<u8>)> {
             (entry.path(), comm.unwrap_or_default())
         })
         .filter(|(_, comm)| {
-            let told: [&[u8]; 4] = [b"dockerd\n", b"conmon\n", b"containerd\n", b"podman\n"];
+            let told: [&[u8]; 6] = [
+                b"dockerd\n",
+                b"conmon\n",
+                b"containerd\n",
+                b"podman\n",
+                b"catatonit\n",
+                b"podman pause\n",
+            ];
             told.contains(&comm.as_slice())
         })
 }
@@ -288,6 +305,11 @@ fn told(arguments: &[u8]) -> Option<Told> {
         path.is_absolute().then_some(path)
     };
     let program = arguments.next()?.rsplit(|byte| *byte == b'/').next()?;
+    if program == b"catatonit" {
+        // With other options it is the first process of a container.
+        let keeps = arguments.next() == Some(b"-P");
+        return keeps.then_some(Told::Podman { root: None });
+    }
     let (mut data_root, mut state, mut config, mut bundle) = (None, None, None, None);
     while let Some(argument) = arguments.next() {
         let (option, value) = match argument.iter().position(|byte| *byte == b'=') {
@@ -370,6 +392,9 @@ mod tests {
                     root: Some("/srv/p".into()),
                 }),
             ),
+            ("catatonit -P", Some(Told::Podman { root: None })),
+            ("/dev/init -- sleep 600", None),
+            ("catatonit -- sleep 600", None),
             ("/usr/bin/containerd", containerd(None, None, None)),
             (
                 "containerd -c /srv/c.toml --state /run/k --root=/srv/k",

@@ -172,6 +172,34 @@ fn what_podman_was_to_publish() {
     }
 }
 
+/// No process tells where a user's are, but the user is known.
+#[test]
+fn what_a_users_podman_that_has_ended_was_to_publish() {
+    for podman in PODMANS {
+        let mut host = Host::new();
+        let usual = podman.path.replace("var/lib", "home/ann/.local/share");
+        let storage = "home/ann/.local/share/containers/storage/vfs-containers/x";
+        fs::create_dir_all(host.path(storage)).unwrap();
+        host.write(&usual, podman.database);
+        host.write(
+            "etc/passwd",
+            "bob:x:1000:1000::/home/bob:/bin/sh\nann:x:1001:1001::/home/ann:/bin/sh\n",
+        );
+        let wanted = held(Transport::Tcp, [0, 0, 0, 0], 8080);
+        let mut wanting = |uid| {
+            let newcomer = Actor {
+                uid,
+                ..actor("rootlessport")
+            };
+            let wanting = host.containers.wanting(&wanted, &newcomer, false, host.now);
+            agreed(wanting, &wanted).map(|of| of.named.container.id.to_string())
+        };
+        assert_eq!(wanting(1001).as_deref(), Some(podman.second));
+        assert_eq!(wanting(1000), None);
+        assert_eq!(wanting(1002), None);
+    }
+}
+
 #[test]
 fn containerds_containers() {
     let mut host = Host::new();
