@@ -50,24 +50,40 @@ plain! {
         pub reserved: u16,
     }
 
-    /// Value of the map `CALLS`: the bind or listen that a thread is in.
+    /// Value of the map `CALLS`: a seat for a thread that is in a bind or listen.
+    pub struct Seat {
+        /// How many threads have it or want it: who was alone in wanting it has it.
+        pub claims: u64,
+        /// The thread that has it or had it last, as `bpf_get_current_pid_tgid` has it.
+        pub thread: u64,
+        /// What it is in.
+        pub call: Call,
+    }
+
+    /// The bind or listen that a thread is in.
     pub struct Call {
         /// One of [`call`].
         pub kind: u32,
         /// 1 once the kernel's `inet_bind` or `inet_listen` was entered for it.
-        pub reached: u32,
+        pub reached: u16,
+        /// 1 once its outcome was told.
+        pub told: u16,
         /// The descriptor of a system call.
         pub descriptor: u32,
         /// Length of the address given to a system call, or backlog of a listen.
         pub argument: u32,
         /// The address in user memory given to a system call.
         pub address: u64,
-        /// The socket that `inet_bind` or `inet_listen` was entered for.
+        /// The socket that `inet_bind` or `inet_listen` was entered for, or in the end that is told of.
         pub sk: u64,
+        /// Inode number of the file of the one that is told of, or 0.
+        pub inode: u64,
         /// 1 once the kernel's check has run into another socket, which the map `CONFLICTS` has.
         pub met: u64,
         /// The address in kernel memory given to `inet_bind`.
         pub sockaddr: u64,
+        /// Its first eight bytes, if it had as many, at the entry of `inet_bind`.
+        pub head: u64,
         /// What was asked of `inet_bind`, at its entry.
         pub requested: Requested,
         /// What a cgroup program made of it.
@@ -137,12 +153,16 @@ plain! {
 
 /// Values of [`Call::kind`].
 pub mod call {
+    /// None.
+    pub const NONE: u32 = 0;
     /// bind(2).
     pub const BIND: u32 = 1;
     /// listen(2).
     pub const LISTEN: u32 = 2;
     /// None of both: the kernel binds or listens for itself, or for io_uring.
     pub const OUTSIDE: u32 = 3;
+    /// One of those that the thread has left.
+    pub const WAS_OUTSIDE: u32 = 4;
 }
 
 /// Indexes of the map `CONTROL`.
@@ -198,8 +218,7 @@ pub mod lost {
     pub const COUNT: u32 = TREE + 1;
 }
 
-/// Capacity of the map `CALLS`: threads in a bind or listen at a time, and some more, since it is an
-/// LRU map, which evicts in batches.
+/// Capacity of the map `CALLS`, a power of two.
 pub const CALLS_CAPACITY: u32 = 8_192;
 /// Capacity of the maps `CONFLICTS`, `PAIRS` and `WALKS`.
 pub const CONFLICTS_CAPACITY: u32 = 2_048;

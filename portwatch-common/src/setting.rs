@@ -47,6 +47,8 @@ macro_rules! for_each_setting {
             SUBSYS_DEVICES: u32,
             /// The same of the cpu controller.
             SUBSYS_CPU: u32,
+            /// 1 where the helper `bpf_get_current_task_btf` gives the current task with its type (5.11 and later).
+            TASK_TYPED: u32,
             /// 1 where the descendants of the processes in the map `TREE` are followed.
             FOLLOW_TREE: u32,
         }

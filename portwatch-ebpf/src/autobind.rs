@@ -3,11 +3,13 @@
 
 use core::mem::MaybeUninit;
 
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use portwatch_common::map::call as calls;
 use portwatch_common::record::{Requested, Socket, Task, socket_flag};
 
+use crate::filter::Filters;
 use crate::layout::{self, Address, read, zeroed};
-use crate::{bind, call, filter, sock, task};
+use crate::{bind, call, sock, task};
 
 const EAGAIN: i32 = 11;
 const EADDRNOTAVAIL: i32 = 99;
@@ -32,7 +34,7 @@ pub fn got_port(sk: Address, port: u16, result: i32) {
     if matches!(call::current(), Some(call) if call.kind != calls::OUTSIDE || call.sk == sk) {
         return;
     }
-    if sock::concerns_us(sk) {
+    if sock::is_inet(sk) {
         failed(sk, -EAGAIN);
     }
 }
@@ -42,8 +44,9 @@ pub fn got_port(sk: Address, port: u16, result: i32) {
 fn failed(sk: Address, result: i32) {
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
-    task::current(task);
-    if !filter::task(task) {
+    task::traced(task);
+    let filters = Filters::now();
+    if !filters.task(task) {
         return;
     }
     task::identify(task);
@@ -52,12 +55,14 @@ fn failed(sk: Address, result: i32) {
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
     let opened = sock::opened(sk);
-    sock::describe(sk, opened.inode, socket);
+    sock::describe(opened, socket);
     socket.flags = sock::owner(sk) | socket_flag::AUTOBIND;
     requested.family = socket.family;
     requested.address = socket.local;
     requested.read = 24;
-    if filter::bind(requested, socket) {
-        bind::send(opened, task, socket, requested, None, result);
+    if filters.bind(requested, socket) {
+        // SAFETY: the helper has no preconditions.
+        let time = unsafe { bpf_ktime_get_ns() };
+        bind::send(time, opened, task, socket, requested, None, result);
     }
 }

@@ -73,7 +73,7 @@ fn describe(sk: Address, holder: &mut Holder) {
         holder.expires_in = timewait::expires_in(sk);
     } else {
         let opened = sock::opened(sk);
-        sock::describe(sk, opened.inode, &mut holder.socket);
+        sock::describe(opened, &mut holder.socket);
         holder.socket.flags = sock::owner(sk)
             | if opened.inode == 0 {
                 socket_flag::NO_FILE

@@ -16,17 +16,27 @@ pub fn count_lost(index: u32) {
     if let Some(count) = LOST.get_ptr_mut(index) {
         // Nothing preempts a program in a tracepoint, but an interrupt may
         // run another one on top of it: only an atomic add loses no count.
-        // `core` has no atomic adds for this target; BPF_XADD is in every
-        // kernel, while the kinds that fetch came with 5.12.
         // SAFETY: the pointer is valid and aligned, and shared with nothing but other atomic adds.
-        unsafe {
-            core::arch::asm!(
-                "lock *(u64 *)({count} + 0) += {one}",
-                count = in(reg) count,
-                one = in(reg) 1u64,
-                options(nostack),
-            );
-        }
+        unsafe { add(count, 1) };
+    }
+}
+
+/// Adds to a number, atomically. `core` has no atomic adds for this target; BPF_XADD is in every kernel,
+/// while the kinds that fetch came with 5.12.
+///
+/// # Safety
+///
+/// The pointer must be valid and aligned.
+#[inline(always)]
+pub unsafe fn add(number: *mut u64, summand: i64) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({number} + 0) += {summand}",
+            number = in(reg) number,
+            summand = in(reg) summand,
+            options(nostack),
+        );
     }
 }
 
@@ -35,6 +45,13 @@ pub fn count_lost(index: u32) {
 /// What is behind the header is whatever the ring held before: the caller has to set every field.
 #[inline(always)]
 pub fn reserve<T: Record>(kind: u32) -> Option<RingBufEntry<T>> {
+    // SAFETY: the helper has no preconditions.
+    reserve_at(kind, unsafe { bpf_ktime_get_ns() })
+}
+
+/// The same, of this time (CLOCK_MONOTONIC, ns).
+#[inline(always)]
+pub fn reserve_at<T: Record>(kind: u32, time: u64) -> Option<RingBufEntry<T>> {
     let Some(mut entry) = EVENTS.reserve::<T>(0) else {
         count_lost(kind);
         return None;
@@ -44,7 +61,7 @@ pub fn reserve<T: Record>(kind: u32) -> Option<RingBufEntry<T>> {
         entry.as_mut_ptr().cast::<Header>().write(Header {
             kind,
             reserved: 0,
-            time: bpf_ktime_get_ns(),
+            time,
         });
     }
     Some(entry)

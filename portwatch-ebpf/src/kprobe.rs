@@ -119,7 +119,12 @@ macro_rules! inet_bind {
         #[kretprobe]
         pub fn $exit(ctx: RetProbeContext) -> u32 {
             if let Some(call) = call::current() {
-                bind::inet_left(call.sk, call.sockaddr, call.argument, result(&ctx));
+                let (sk, sockaddr, length) = (call.sk, call.sockaddr, call.argument);
+                let result = result(&ctx);
+                bind::inet_left(Some(call), sk, sockaddr, length, result, |call| {
+                    let opened = call::opened(call);
+                    bind::returned(opened.sk, opened.inode, result);
+                });
             }
             0
         }
@@ -156,7 +161,8 @@ pub fn kprobe_inet_listen(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn kretprobe_inet_listen(ctx: RetProbeContext) -> u32 {
     if let Some(call) = call::current() {
-        listen::inet_left(call.sk, call.argument as i32, result(&ctx));
+        let (sk, backlog) = (call.sk, call.argument as i32);
+        listen::inet_left(Some(call), sk, backlog, result(&ctx));
     }
     0
 }

@@ -2,14 +2,15 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use portwatch_common::map::filter as filters;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel};
+use portwatch_common::map::{Call, call as calls, filter};
 use portwatch_common::record::{Listen, ListenUnix, Socket, Task, UNIX_PATH, kind};
 
-use crate::layout::{self, Address, read, zero, zeroed};
+use crate::filter::Filters;
+use crate::layout::{self, Address, Place, read, zero, zeroed};
 use crate::maps::BOUND;
 use crate::sock::{self, AF_INET, AF_INET6, AF_UNIX, Opened};
-use crate::{bind, call, conflict, emit, filter, task};
+use crate::{bind, call, conflict, emit, task};
 
 /// `inet_listen` begins.
 #[inline(always)]
@@ -17,29 +18,32 @@ pub fn inet_entered(sk: Address, backlog: i32) {
     let _ = call::reach(sk, 0, backlog as u32);
 }
 
-/// `inet_listen` is about to return. Within listen(2) its own return is told.
+/// `inet_listen` is about to return.
 #[inline(always)]
-pub fn inet_left(sk: Address, backlog: i32, result: i32) {
-    if let Some(call) = call::outside(sk) {
-        // As a number: the register that it came in the verifier may know as a pointer.
-        let sk = call::number_of(call);
-        let opened = sock::opened(sk);
-        refused(opened, result);
-        returned(
-            sk,
-            opened.inode,
-            backlog,
-            u32::from(sock::owner(sk)),
-            result,
-        );
+pub fn inet_left(call: Option<&'static mut Call>, sk: impl Place, backlog: i32, result: i32) {
+    let has_file = sock::file_to(sk).is_some();
+    let Some(call) = call::returns(call, sk.address(), has_file, kind::LISTEN) else {
+        return;
+    };
+    let is_outside = call.kind == calls::OUTSIDE;
+    // As a number: the register that it came in the verifier may know as a pointer.
+    let opened = sock::opened(call::opened(call).sk);
+    refused(opened, result);
+    let flags = u32::from(sock::owner(opened.sk));
+    returned(opened.sk, opened.inode, backlog, flags, result);
+    if is_outside {
+        call::leave();
     }
 }
 
 /// listen(2) is about to return.
 #[inline(always)]
 pub fn left(descriptor: u32, backlog: i32, result: i32) {
+    if call::leave_told() {
+        return;
+    }
     let opened = sock::of_descriptor(descriptor);
-    if !call::was_told(opened.sk) {
+    if !call::is_told_outside(opened.sk) {
         refused(opened, result);
         returned(opened.sk, opened.inode, backlog, 0, result);
     }
@@ -64,10 +68,11 @@ extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result
     let opened = Opened { sk, inode };
     let mut task = MaybeUninit::uninit();
     let task: &mut Task = zeroed(&mut task);
-    task::current(task);
+    task::traced(task);
     // As in `bind::returned`.
-    let is_wanted = filter::task(task);
-    if !(is_wanted || result == 0) || !(opened.is_none() || sock::concerns_us(sk)) {
+    let filters = Filters::now();
+    let is_wanted = filters.task(task);
+    if !(is_wanted || result == 0) || !(opened.is_none() || sock::concerns_us(sk, filters)) {
         return 0;
     }
     // First of all, as in `bind::returned`.
@@ -76,16 +81,16 @@ extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result
     let socket: &mut Socket = zeroed(&mut socket);
     if opened.is_none() {
         // Without a socket there is neither an address nor a family to judge it by.
-        if is_wanted && !filter::is_set(filters::PORT | filters::NETNS) {
+        if is_wanted && !filters.has(filter::PORT | filter::NETNS) {
             send(opened, task, socket, backlog, result);
         }
         return 0;
     };
-    sock::describe(opened.sk, opened.inode, socket);
+    sock::describe(opened, socket);
     socket.flags = flags as u16;
     let wanted = match socket.family {
-        AF_INET | AF_INET6 => filter::socket(socket),
-        AF_UNIX => filter::is_set(filters::UNIX),
+        AF_INET | AF_INET6 => filters.socket(socket),
+        AF_UNIX => filters.has(filter::UNIX),
         _ => false,
     };
     if !wanted {
@@ -93,9 +98,10 @@ extern "C" fn returned(sk: Address, inode: u64, backlog: i32, flags: u32, result
     }
     // listen(2) without bind(2) binds as well.
     if socket.family != AF_UNIX && result == 0 && BOUND.get_ptr(opened.sk).is_none() {
-        bind::remember(socket, task);
+        // SAFETY: the helper has no preconditions.
+        bind::remember(filters, socket, task, unsafe { bpf_ktime_get_ns() });
     }
-    if !is_wanted || !filter::result(result, socket.protocol) {
+    if !is_wanted || !filters.result(result, socket.protocol) {
         return 0;
     }
     if socket.family == AF_UNIX {

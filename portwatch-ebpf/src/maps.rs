@@ -6,9 +6,9 @@ use aya_ebpf::{
 };
 use portwatch_common::map::{
     AUTOBINDING_CAPACITY, Autobinding, BOUND_CAPACITY, Bound, CALLS_CAPACITY, CLOSERS_CAPACITY,
-    CONFLICTS_CAPACITY, CONNECTING_CAPACITY, CONNECTORS_CAPACITY, Call, Cancelled, ENDING_CAPACITY,
+    CONFLICTS_CAPACITY, CONNECTING_CAPACITY, CONNECTORS_CAPACITY, Cancelled, ENDING_CAPACITY,
     Endpoints, FILTER_CAPACITY, IDENTIFIED_CAPACITY, PATHS_CAPACITY, PORT_WORDS, Pair, Path, Peer,
-    QUERIES_CAPACITY, TREE_CAPACITY, WANTED_CAPACITY, Walk, control, lost,
+    QUERIES_CAPACITY, Seat, TREE_CAPACITY, WANTED_CAPACITY, Walk, control, lost,
 };
 use portwatch_common::record::{Holder, Task};
 
@@ -24,11 +24,9 @@ pub static CONTROL: Array<u32> = Array::with_max_entries(control::COUNT, 0);
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT, 0);
 
-/// The bind or listen that a thread is in, by `bpf_get_current_pid_tgid`.
-///
-/// An LRU, since one outside of a system call stays behind: see [`crate::call::was_told`].
+/// The binds and listens that threads are in: see [`crate::call`].
 #[map]
-pub static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(CALLS_CAPACITY, 0);
+pub static CALLS: Array<Seat> = Array::with_max_entries(CALLS_CAPACITY, 0);
 
 /// The socket that the check for a thread's bind or listen ran into last, by `bpf_get_current_pid_tgid`.
 #[map]

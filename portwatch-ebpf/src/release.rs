@@ -5,11 +5,12 @@ use core::mem::MaybeUninit;
 use portwatch_common::map::Bound;
 use portwatch_common::record::{Release, Socket, Task, kind, task_flag};
 
+use crate::emit;
+use crate::filter::Filters;
 use crate::layout::{self, Address, read, zeroed};
 use crate::maps::BOUND;
-use crate::sock::{self, IPPROTO_TCP};
+use crate::sock::{self, IPPROTO_TCP, Opened};
 use crate::task;
-use crate::{emit, filter};
 
 /// The last descriptor of a socket was closed, by the current task.
 ///
@@ -66,12 +67,14 @@ pub fn destroyed(sk: Address) {
 fn send(sk: Address, bound: &Bound, closer: &Task) {
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    sock::describe(sk, bound.inode, socket);
+    let inode = bound.inode;
+    sock::describe(Opened { sk, inode }, socket);
     // A port that was not asked for by number is put back before the socket
     // is destroyed (`tcp_set_state`, net/ipv4/tcp.c).
     socket.local = bound.local;
     socket.local_port = bound.local_port;
-    if !filter::result(0, socket.protocol) || !filter::socket(socket) {
+    let filters = Filters::now();
+    if !filters.result(0, socket.protocol) || !filters.socket(socket) {
         return;
     }
     let Some(mut entry) = emit::reserve::<Release>(kind::RELEASE) else {

@@ -6,10 +6,11 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_seq_write};
 use portwatch_common::map::{Bound, WANTED_CAPACITY};
 use portwatch_common::record::{SnapshotEntry, Socket, kind, task_flag};
 
+use crate::filter::Filters;
 use crate::layout::{self, Address, read, read_bits, zeroed};
 use crate::maps::{BOUND, WANTED};
 use crate::sock::{self, AF_INET, AF_INET6, IPPROTO_TCP};
-use crate::{bind, filter, task};
+use crate::{bind, task};
 
 const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
@@ -37,7 +38,7 @@ pub fn file(seq: *mut core::ffi::c_void, task: Address, descriptor: u32, file: A
     // SAFETY: the helper has no preconditions.
     entry.header.time = unsafe { bpf_ktime_get_ns() };
     entry.descriptor = descriptor;
-    sock::describe(opened.sk, opened.inode, &mut entry.socket);
+    sock::describe(opened, &mut entry.socket);
     if entry.socket.local_port == 0 {
         return;
     }
@@ -97,7 +98,7 @@ fn write(seq: *mut core::ffi::c_void, entry: &SnapshotEntry) {
 /// closed before it is in the map: no release is missed and none made up.
 #[inline(never)]
 fn remember(socket: &Socket) {
-    if !filter::follows(socket) {
+    if !Filters::now().follows(socket) {
         return;
     }
     let mut bound = MaybeUninit::uninit();

@@ -2,12 +2,13 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{Global, helpers::bpf_get_current_task};
-use portwatch_common::map::{Endpoints, filter as filters};
-use portwatch_common::record::{Socket, option, socket_flag};
+use aya_ebpf::Global;
+use portwatch_common::map::{Endpoints, filter};
+use portwatch_common::record::{Requested, Socket, option, socket_flag};
 
-use crate::filter;
-use crate::layout::{self, Address, Head, read, read_at, read_bits, read_into, zero};
+use crate::filter::Filters;
+use crate::layout::{self, Address, Fields, Place, read, read_at, read_bits, read_into, zero};
+use crate::task;
 
 pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
@@ -42,18 +43,42 @@ impl Opened {
 /// The socket behind a descriptor of the current task.
 #[inline(always)]
 pub fn of_descriptor(descriptor: u32) -> Opened {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    let files: Address = read(task, &layout::TASK_FILES);
+    of_file(match task::typed() {
+        Some(task) => file_of(task, descriptor),
+        None => file_of(task::untyped(), descriptor),
+    })
+}
+
+/// The `struct file` behind a descriptor of a task, or 0.
+#[inline(always)]
+fn file_of(task: impl Place, descriptor: u32) -> Address {
     let mut table = MaybeUninit::uninit();
     // struct fdtable begins with max_fds and fd.
-    let table = Head::<2>::read(&mut table, read(files, &layout::FILES_FDT));
-    let mut file = 0;
-    if descriptor < table.get(&layout::FDT_MAX_FDS) {
-        let slots: Address = table.get(&layout::FDT_FD);
-        file = read_at(slots.wrapping_add(u64::from(descriptor) * 8));
+    let table = task
+        .follow(&layout::TASK_FILES)
+        .follow(&layout::FILES_FDT)
+        .head::<2>(&mut table);
+    if descriptor >= table.get(&layout::FDT_MAX_FDS) {
+        return 0;
     }
-    of_file(file)
+    let slots: Address = table.get(&layout::FDT_FD);
+    read_at(slots.wrapping_add(u64::from(descriptor) * 8))
+}
+
+/// The `struct file` that leads to this very `struct sock`: to those of the kernel's none does, nor to
+/// those underneath an MPTCP socket, which have its `struct socket`.
+#[inline(always)]
+pub fn file_to<S: Place>(sk: S) -> Option<S> {
+    let socket = sk.follow(&layout::SOCK_SOCKET);
+    let file = socket.follow(&layout::SOCKET_FILE);
+    (socket.get::<Address>(&layout::SOCKET_SK) == sk.address() && file.address() != 0)
+        .then_some(file)
+}
+
+/// The inode number of a `struct file`.
+#[inline(always)]
+pub fn inode_of(file: impl Place) -> u64 {
+    file.follow(&layout::FILE_INODE).get(&layout::INODE_INO)
 }
 
 /// What there is around a `struct sock`: the inode of its file, if it has one.
@@ -61,14 +86,9 @@ pub fn of_descriptor(descriptor: u32) -> Opened {
 pub fn opened(sk: Address) -> Opened {
     let socket: Address = read(sk, &layout::SOCK_SOCKET);
     let file: Address = read(socket, &layout::SOCKET_FILE);
-    let inode: Address = read(file, &layout::FILE_INODE);
     Opened {
         sk,
-        inode: if file == 0 {
-            0
-        } else {
-            read(inode, &layout::INODE_INO)
-        },
+        inode: if file == 0 { 0 } else { inode_of(file) },
     }
 }
 
@@ -91,12 +111,12 @@ fn open(file: Address, opened: &mut Opened) {
         MaybeUninit::uninit(),
         MaybeUninit::uninit(),
     );
-    let head = Head::<8>::read(&mut head, file);
-    let inode = Head::<9>::read(&mut inode, head.get(&layout::FILE_INODE));
+    let head = file.head::<8>(&mut head);
+    let inode = head.follow(&layout::FILE_INODE).head::<9>(&mut inode);
     if inode.get::<u16>(&layout::INODE_MODE) & S_IFMT != S_IFSOCK {
         return;
     }
-    let socket = Head::<4>::read(&mut socket, head.get(&layout::FILE_PRIVATE));
+    let socket = head.follow(&layout::FILE_PRIVATE).head::<4>(&mut socket);
     // Not every file whose inode says socket has its private_data in our sense.
     if socket.get::<Address>(&layout::SOCKET_FILE) != file {
         return;
@@ -105,27 +125,33 @@ fn open(file: Address, opened: &mut Opened) {
     opened.inode = inode.get(&layout::INODE_INO);
 }
 
+/// Whether a `struct sock` is of IPv4 or IPv6.
+#[inline(always)]
+pub fn is_inet(sk: impl Place) -> bool {
+    matches!(family(sk), AF_INET | AF_INET6)
+}
+
 /// Whether a `struct sock` is of a family that is told of: netlink and packet sockets are not,
 /// AF_UNIX if it was asked for.
 #[inline(always)]
-pub fn concerns_us(sk: Address) -> bool {
+pub fn concerns_us(sk: impl Place, filters: Filters) -> bool {
     match family(sk) {
         AF_INET | AF_INET6 => true,
-        AF_UNIX => filter::is_set(filters::UNIX),
+        AF_UNIX => filters.has(filter::UNIX),
         _ => false,
     }
 }
 
 /// Bits of [`portwatch_common::record::socket_flag`] that tell whose a socket is.
 #[inline(always)]
-pub fn owner(sk: Address) -> u16 {
-    read_bits(sk, &layout::SOCK_KERNEL) as u16 * socket_flag::KERNEL
+pub fn owner(sk: impl Place) -> u16 {
+    sk.bits(&layout::SOCK_KERNEL) as u16 * socket_flag::KERNEL
 }
 
 /// The address family of a `struct sock`.
 #[inline(always)]
-pub fn family(sk: Address) -> u16 {
-    read(sk, &layout::SOCK_FAMILY)
+pub fn family(sk: impl Place) -> u16 {
+    sk.get(&layout::SOCK_FAMILY)
 }
 
 /// What a `struct sock` says of itself.
@@ -133,13 +159,20 @@ pub fn family(sk: Address) -> u16 {
 /// By reference, here and elsewhere: a stack of 512 bytes has no room for copies. `socket` must be
 /// all zeros before.
 #[inline(always)]
-pub fn describe(sk: Address, inode: u64, socket: &mut Socket) {
+pub fn describe(opened: Opened, socket: &mut Socket) {
+    describe_at(opened.sk, opened, socket);
+}
+
+/// The same, where the `struct sock` is read from a place that may be typed.
+#[inline(always)]
+pub fn describe_at(sk: impl Place, opened: Opened, socket: &mut Socket) {
     describe_common(sk, socket);
-    socket.inode = inode;
-    socket.protocol = read(sk, &layout::SOCK_PROTOCOL);
-    socket.sock_type = read(sk, &layout::SOCK_TYPE);
+    socket.address = opened.sk;
+    socket.inode = opened.inode;
+    socket.protocol = sk.get(&layout::SOCK_PROTOCOL);
+    socket.sock_type = sk.get(&layout::SOCK_TYPE);
     if socket.family != AF_UNIX {
-        socket.options |= inet_options(sk);
+        socket.options |= inet_options(opened.sk);
     }
 }
 
@@ -147,6 +180,7 @@ pub fn describe(sk: Address, inode: u64, socket: &mut Socket) {
 #[inline(always)]
 pub fn describe_timewait(tw: Address, socket: &mut Socket) {
     describe_common(tw, socket);
+    socket.address = tw;
     socket.protocol = IPPROTO_TCP;
     socket.sock_type = SOCK_STREAM;
     socket.substate = read(tw, &layout::TW_SUBSTATE);
@@ -159,12 +193,11 @@ const SOCK_COMMON: usize = 17;
 ///
 /// Apart from its callers, for the sake of their stack.
 #[inline(never)]
-fn describe_common(sk: Address, socket: &mut Socket) {
+fn describe_common<S: Place>(sk: S, socket: &mut Socket) {
     let mut head = MaybeUninit::uninit();
-    let head = Head::<SOCK_COMMON>::read(&mut head, sk);
-    socket.address = sk;
+    let head = sk.head::<SOCK_COMMON>(&mut head);
     socket.cookie = head.get(&layout::SOCK_COOKIE);
-    socket.netns = read(head.get(&layout::SOCK_NET), &layout::NET_INUM);
+    socket.netns = head.follow(&layout::SOCK_NET).get(&layout::NET_INUM);
     socket.family = head.get(&layout::SOCK_FAMILY);
     socket.state = head.get(&layout::SOCK_STATE);
     // In an AF_UNIX socket the fields of addresses, ports and flags hold something else.
@@ -186,27 +219,21 @@ fn describe_common(sk: Address, socket: &mut Socket) {
         | flag(head.bits(&layout::SOCK_V6ONLY), option::V6ONLY);
 }
 
-/// An address of a [`Socket`], which is aligned, by words.
+/// An address of a [`Socket`] or a [`Requested`], which is aligned, by words.
 #[inline(always)]
-fn words(address: &mut [u8; 16]) -> &mut [u32; 4] {
+pub fn words(address: &mut [u8; 16]) -> &mut [u32; 4] {
     const { assert!(core::mem::offset_of!(Socket, local).is_multiple_of(4)) };
     const { assert!(core::mem::offset_of!(Socket, remote).is_multiple_of(4)) };
+    const { assert!(core::mem::offset_of!(Requested, address).is_multiple_of(4)) };
     // SAFETY: of the same length, and aligned where it is called.
     unsafe { &mut *core::ptr::from_mut(address).cast() }
 }
 
-/// `bit`, if any of the lowest four bits of `bits` is set. By arithmetic: every
+/// `bit`, if any of the lowest four bits of `bits` is set, and none above them. By arithmetic: every
 /// branch here would double the paths that the verifier follows.
 #[inline(always)]
 fn flag(bits: u32, bit: u16) -> u16 {
-    ((bits | bits >> 1 | bits >> 2 | bits >> 3) & 1) as u16 * bit
-}
-
-/// Where an IPv4 address lies in sixteen bytes.
-#[inline(always)]
-pub fn first_four(address: &mut [u8; 16]) -> &mut [u8; 4] {
-    // SAFETY: four bytes lie within sixteen and need no alignment.
-    unsafe { &mut *core::ptr::from_mut(address).cast() }
+    ((bits + 15) >> 4) as u16 * bit
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{bpf_get_current_comm, bpf_probe_read_user, bpf_probe_read_user_str},
+    generated::{bpf_get_current_task_btf, bpf_probe_read_user, bpf_probe_read_user_str},
 };
 use portwatch_common::field::ABSENT;
 use portwatch_common::map::identified;
@@ -16,9 +16,11 @@ use portwatch_common::record::{
     task_flag,
 };
 
-use crate::layout::{self, Address, Head, address, read, read_at, read_into, read_user, zero};
+use crate::layout::{
+    self, Address, Fields, Place, Typed, address, read, read_at, read_into, read_user, zero,
+};
 use crate::maps::IDENTIFIED;
-use crate::{emit, path, tree};
+use crate::{call, emit, path, tree};
 
 // include/linux/sched.h
 const PF_FORKNOEXEC: u32 = 0x0000_0040;
@@ -36,41 +38,71 @@ pub const UNKNOWN: Task = Task {
     reserved: 0,
 };
 
-#[inline(always)]
-fn start_of(task: Address) -> u64 {
-    let leader: Address = read(task, &layout::TASK_LEADER);
-    read(leader, &layout::TASK_START)
-}
-
 /// The current task.
 #[inline(always)]
-pub fn current(into: &mut Task) {
+pub fn untyped() -> Address {
     // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
+    unsafe { bpf_get_current_task() }
+}
+
+/// The same as a typed place, where this kernel has the helper for it (5.11 and later). Not for programs
+/// of cgroups, to which it is not given.
+#[inline(always)]
+pub fn typed() -> Option<Typed> {
+    // SAFETY: the helper has no preconditions, and the verifier knows what it returns.
+    (layout::TASK_TYPED.load() != 0)
+        .then(|| unsafe { Typed::new(bpf_get_current_task_btf().cast()) })
+}
+
+#[inline(always)]
+fn start_of(task: impl Place) -> u64 {
+    task.follow(&layout::TASK_LEADER).get(&layout::TASK_START)
+}
+
+/// The current task, in any program.
+#[inline(always)]
+pub fn current(into: &mut Task) {
+    this(untyped(), into);
+}
+
+/// The same in programs of tracing, where it is faster.
+#[inline(always)]
+pub fn traced(into: &mut Task) {
+    match typed() {
+        Some(task) => this(task, into),
+        None => this(untyped(), into),
+    }
+}
+
+#[inline(always)]
+fn this(task: impl Place, into: &mut Task) {
     let ids = bpf_get_current_pid_tgid();
     into.tgid = (ids >> 32) as u32;
     into.tid = ids as u32;
     common(task, into);
-    // SAFETY: `comm` is writable for its length, and zeroed by the helper if it fails.
-    unsafe { bpf_get_current_comm(into.comm.as_mut_ptr().cast(), into.comm.len() as u32) };
 }
 
+/// All but the pids.
 #[inline(always)]
-fn common(task: Address, into: &mut Task) {
+fn common(task: impl Place, into: &mut Task) {
     let mut cred = MaybeUninit::uninit();
-    let cred = Head::<4>::read(&mut cred, read(task, &layout::TASK_CRED));
+    let cred = task.follow(&layout::TASK_CRED).head::<4>(&mut cred);
     into.start = start_of(task);
     into.uid = cred.get(&layout::CRED_EUID);
     into.gid = cred.get(&layout::CRED_EGID);
     into.flags = flags_of(task);
+    // By words, as in `emit::put`.
+    let comm: [u32; 4] = task.get(&layout::TASK_COMM);
+    // SAFETY: integers of the same length.
+    into.comm = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(comm) };
     if tree::holds(into.tgid, into.start) {
         into.flags |= task_flag::IN_TREE;
     }
 }
 
 #[inline(always)]
-fn flags_of(task: Address) -> u32 {
-    if read::<u32>(task, &layout::TASK_FLAGS) & PF_KTHREAD != 0 {
+fn flags_of(task: impl Place) -> u32 {
+    if task.get::<u32>(&layout::TASK_FLAGS) & PF_KTHREAD != 0 {
         task_flag::KERNEL_THREAD
     } else {
         0
@@ -83,7 +115,6 @@ pub fn other(task: Address, into: &mut Task) {
     into.tgid = read(task, &layout::TASK_TGID);
     into.tid = read(task, &layout::TASK_PID);
     common(task, into);
-    read_into(&mut into.comm, task, &layout::TASK_COMM);
 }
 
 /// Sees to it that the user side knows the process of the current task.
@@ -124,8 +155,7 @@ extern "C" fn send_identity() -> i32 {
         return 0;
     };
     let record = entry.as_mut_ptr();
-    // SAFETY: the helper has no preconditions.
-    let current_task = unsafe { bpf_get_current_task() };
+    let current_task = untyped();
     let mm: Address = read(current_task, &layout::TASK_MM);
     // SAFETY: `record` points to reserved, writable memory of the right size.
     unsafe {
@@ -379,7 +409,9 @@ pub fn moved(task: Address) {
 #[inline(always)]
 pub fn reaped(task: Address) {
     let tgid: u32 = read(task, &layout::TASK_TGID);
-    if read::<u32>(task, &layout::TASK_PID) != tgid {
+    let tid: u32 = read(task, &layout::TASK_PID);
+    call::ended(u64::from(tgid) << 32 | u64::from(tid));
+    if tid != tgid {
         return;
     }
     if tree::is_followed() {

@@ -13,12 +13,14 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_ktime_get_ns,
     generated::{bpf_jiffies64, bpf_seq_write},
 };
-use portwatch_common::map::{Cancelled, Peer, filter as filters};
+use portwatch_common::map::{Cancelled, Peer, filter};
 use portwatch_common::record::{Socket, Task, Timewait, cancel, kind, task_flag};
 
+use crate::filter::Filters;
 use crate::layout::{self, Address, read, zeroed};
 use crate::maps::{CANCELLED, CLOSERS, CONNECTING, CONNECTORS, ENDING, QUERIES};
-use crate::{emit, filter, release, sock, task};
+use crate::sock::{self, Opened};
+use crate::{emit, release, task};
 
 // enum in include/net/tcp_states.h
 const TCP_SYN_SENT: i32 = 2;
@@ -49,7 +51,7 @@ fn connecting(sk: Address) {
     task::identify(task);
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    sock::describe(sk, 0, socket);
+    sock::describe(Opened { sk, inode: 0 }, socket);
     let peer = Peer {
         remote: socket.remote,
         netns: socket.netns,
@@ -74,7 +76,7 @@ fn closing(sk: Address, new: i32) {
     }
     let mut socket = MaybeUninit::uninit();
     let socket: &mut Socket = zeroed(&mut socket);
-    sock::describe(sk, 0, socket);
+    sock::describe(Opened { sk, inode: 0 }, socket);
     let endpoints = sock::endpoints(socket);
     // A subflow of MPTCP is closed by a worker of the kernel; the socket of
     // which it is a part has gone before it, with the same endpoints.
@@ -92,7 +94,8 @@ pub fn of_timer(timer: Address) -> Address {
 
 #[inline(always)]
 fn wanted(socket: &Socket) -> bool {
-    !filter::is_set(filters::FAILED) && filter::socket(socket)
+    let filters = Filters::now();
+    !filters.has(filter::FAILED) && filters.socket(socket)
 }
 
 /// Jiffies until a timewait socket's timer expires.

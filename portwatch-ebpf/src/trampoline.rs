@@ -10,17 +10,24 @@ use aya_ebpf::{
 };
 use portwatch_common::map::call as calls;
 
-use crate::layout::{self, Address, read};
+use crate::layout::{self, Address, Place, Typed};
 use crate::{autobind, bind, call, conflict, listen, release, timewait};
 
 /// The `struct sock` that a function got: as such, or with the `struct socket` around it.
 #[inline(always)]
-pub fn sock_of(argument: Address, takes_sk: u32) -> Address {
+pub fn sock_of<S: Place>(argument: S, takes_sk: u32) -> S {
     if takes_sk != 0 {
         argument
     } else {
-        read(argument, &layout::SOCKET_SK)
+        argument.follow(&layout::SOCKET_SK)
     }
+}
+
+/// What an argument that is a pointer to a struct points to.
+#[inline(always)]
+fn typed(argument: *const u8) -> Typed {
+    // SAFETY: the verifier knows the prototypes of these functions.
+    unsafe { Typed::new(argument) }
 }
 
 /// `int __sys_bind(int fd, struct sockaddr *umyaddr, int addrlen)`
@@ -60,18 +67,25 @@ macro_rules! inet_bind {
         $(#[$prototype])*
         #[fentry(function = $function)]
         pub fn $entry(ctx: FEntryContext) -> i32 {
-            let sk = sock_of(ctx.arg(0), layout::BIND_TAKES_SK.load());
+            let sk = sock_of(typed(ctx.arg(0)), layout::BIND_TAKES_SK.load());
             let length: i32 = ctx.arg(2);
-            bind::inet_entered(sk, ctx.arg(1), length as u32);
+            bind::inet_entered(sk.address(), ctx.arg(1), length as u32);
             0
         }
 
         $(#[$prototype])*
         #[fexit(function = $function)]
         pub fn $exit(ctx: FExitContext) -> i32 {
-            let sk = sock_of(ctx.arg(0), layout::BIND_TAKES_SK.load());
-            let length: i32 = ctx.arg(2);
-            bind::inet_left(sk, ctx.arg(1), length as u32, ctx.arg(3));
+            let sk = sock_of(typed(ctx.arg(0)), layout::BIND_TAKES_SK.load());
+            let (length, result): (i32, i32) = (ctx.arg(2), ctx.arg(3));
+            bind::inet_left(
+                call::current(),
+                sk,
+                ctx.arg(1),
+                length as u32,
+                result,
+                |call| bind::tell(call, sk, result),
+            );
             0
         }
     };
@@ -98,8 +112,8 @@ inet_bind!(
 /// (without it `int inet_listen(struct socket *sock, int backlog)`)
 #[fexit(function = "__inet_listen_sk")]
 pub fn fexit_inet_listen(ctx: FExitContext) -> i32 {
-    let sk = sock_of(ctx.arg(0), layout::LISTEN_TAKES_SK.load());
-    listen::inet_left(sk, ctx.arg(1), ctx.arg(2));
+    let sk = sock_of(typed(ctx.arg(0)), layout::LISTEN_TAKES_SK.load());
+    listen::inet_left(call::current(), sk, ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -156,7 +170,7 @@ pub fn fexit_inet_rcv_saddr_equal(ctx: FExitContext) -> i32 {
 /// `int inet_release(struct socket *sock)`
 #[fentry(function = "inet_release")]
 pub fn fentry_inet_release(ctx: FEntryContext) -> i32 {
-    release::closed(sock_of(ctx.arg(0), 0));
+    release::closed(sock_of::<Address>(ctx.arg(0), 0));
     0
 }
 

@@ -74,6 +74,10 @@ pub(super) fn resolve(btf: &Btf) -> Vec<(&'static str, u32)> {
             u32::from(btf.function("inet_bind_conflict").is_some()),
         ),
         ("HASHDANCE_SCHEDULES", first(&hook::HASHDANCE)),
+        (
+            "TASK_TYPED",
+            u32::from(btf.function("bpf_get_current_task_btf").is_some()),
+        ),
         ("FLAG_FREEBIND", bit("INET_FLAGS_FREEBIND")),
         ("FLAG_TRANSPARENT", bit("INET_FLAGS_TRANSPARENT")),
         (
