@@ -38,7 +38,8 @@ fn seat(thread: u64, second: bool) -> Option<&'static mut Seat> {
 /// Whether a seat is a thread's, with a call of a kind that passes.
 #[inline(always)]
 fn is_of(seat: &Seat, thread: u64, passes: impl Fn(u32) -> bool) -> bool {
-    // The kind first: who takes the seat sets it last, so what is another's is not taken for the thread's.
+    // The kind first: who takes the seat sets it after the thread, so that another's call is not taken for
+    // the thread's.
     // SAFETY: the fields are readable; volatile for their order.
     let (kind, owner) = unsafe {
         (
@@ -85,7 +86,8 @@ fn take(thread: u64, second: bool) -> Option<&'static mut Call> {
             return None;
         }
     }
-    seat.thread = thread;
+    // SAFETY: the field is writable; volatile, so that it is written before the kind of the call.
+    unsafe { (&raw mut seat.thread).write_volatile(thread) };
     Some(&mut seat.call)
 }
 

@@ -26,6 +26,12 @@ pub fn inet_left(call: Option<&'static mut Call>, sk: impl Place, backlog: i32, 
         return;
     };
     let is_outside = call.kind == calls::OUTSIDE;
+    // listen(2) cuts the backlog to net.core.somaxconn before.
+    let backlog = if is_outside {
+        backlog
+    } else {
+        call.argument as i32
+    };
     // As a number: the register that it came in the verifier may know as a pointer.
     let opened = sock::opened(call::opened(call).sk);
     refused(opened, result);
