@@ -168,13 +168,10 @@ impl Place for Address {
 pub struct Typed(*const u8);
 
 impl Typed {
-    /// The place that an argument points to.
-    ///
-    /// # Safety
-    ///
-    /// `pointer` must be one whose type the verifier knows.
+    /// The place that an argument points to. With one whose type the verifier does not know the program
+    /// is refused.
     #[inline(always)]
-    pub unsafe fn new(pointer: *const u8) -> Self {
+    pub fn new(pointer: *const u8) -> Self {
         Self(pointer)
     }
 
@@ -289,19 +286,6 @@ impl<const WORDS: usize> Fields for Head<'_, WORDS> {
 pub fn read_user<T: Copy>(address: Address) -> Option<T> {
     // SAFETY: bpf_probe_read_user checks the address and fails on a bad one.
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
-}
-
-/// Reads a field of a struct that a tracepoint's typed argument points to.
-///
-/// # Safety
-///
-/// `base` must be the argument itself, whose type the verifier knows, and
-/// `field` one of that very struct: then this is a checked load, faster than a
-/// probe read and refused when the offset is wrong.
-#[inline(always)]
-pub unsafe fn load_typed<T: Copy>(base: *const u8, field: &Global<u32>) -> T {
-    // SAFETY: the verifier has checked the type and the offset.
-    unsafe { base.add(field.load() as usize).cast::<T>().read_volatile() }
 }
 
 /// A type of plain integers, for which all zeros is a value.

@@ -49,9 +49,9 @@ pub fn untyped() -> Address {
 /// of cgroups, to which it is not given.
 #[inline(always)]
 pub fn typed() -> Option<Typed> {
-    // SAFETY: the helper has no preconditions, and the verifier knows what it returns.
+    // SAFETY: the helper has no preconditions.
     (layout::TASK_TYPED.load() != 0)
-        .then(|| unsafe { Typed::new(bpf_get_current_task_btf().cast()) })
+        .then(|| Typed::new(unsafe { bpf_get_current_task_btf() }.cast()))
 }
 
 #[inline(always)]

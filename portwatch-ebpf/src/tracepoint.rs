@@ -3,12 +3,11 @@
 //! The prototype above each program is the kernel's own.
 
 use aya_ebpf::{
-    helpers::bpf_get_current_task,
     macros::{btf_tracepoint, cgroup_sock},
     programs::{BtfTracePointContext, SockContext},
 };
 
-use crate::layout::{self, Address, load_typed, read, read_user};
+use crate::layout::{self, Address, Fields as _, Place as _, Typed, read, read_user};
 use crate::{bind, listen, release, snapshot, task, timewait};
 
 /// A system call that concerns us, with its arguments.
@@ -24,10 +23,9 @@ const SYS_LISTEN: u64 = 4;
 /// Which call this is. Runs at the exit of every system call of the machine,
 /// so what is not ours leaves after one load and a few comparisons.
 #[inline(always)]
-fn call(regs: *const u8) -> Option<Call> {
+fn call(regs: Typed) -> Option<Call> {
     // On arm64 it is an `s32`, beyond whose end the verifier lets nobody read.
-    // SAFETY: `regs` is the tracepoint's typed argument.
-    let nr = unsafe { load_typed::<u32>(regs, &layout::REGS_NR) } & !layout::NR_IGNORE.load();
+    let nr = regs.get::<u32>(&layout::REGS_NR) & !layout::NR_IGNORE.load();
     if (nr == layout::NR_BIND.load() || nr == layout::NR_LISTEN.load()) && !is_compat(regs) {
         return native_call(regs, nr);
     }
@@ -35,15 +33,12 @@ fn call(regs: *const u8) -> Option<Call> {
 }
 
 #[inline(always)]
-fn native_call(regs: *const u8, nr: u32) -> Option<Call> {
-    // SAFETY: `regs` is the tracepoint's typed argument.
-    let (first, second, third) = unsafe {
-        (
-            load_typed::<u64>(regs, &layout::REGS_ARG0),
-            load_typed::<u64>(regs, &layout::REGS_ARG1),
-            load_typed::<u64>(regs, &layout::REGS_ARG2),
-        )
-    };
+fn native_call(regs: Typed, nr: u32) -> Option<Call> {
+    let (first, second, third) = (
+        regs.get::<u64>(&layout::REGS_ARG0),
+        regs.get::<u64>(&layout::REGS_ARG1),
+        regs.get::<u64>(&layout::REGS_ARG2),
+    );
     Some(if nr == layout::NR_BIND.load() {
         Call::Bind(first as u32, second, third as u32)
     } else {
@@ -53,7 +48,7 @@ fn native_call(regs: *const u8, nr: u32) -> Option<Call> {
 
 /// The system calls of 32-bit tasks, by their own numbers.
 #[inline(always)]
-fn compat_call(regs: *const u8, nr: u32) -> Option<Call> {
+fn compat_call(regs: Typed, nr: u32) -> Option<Call> {
     let bind = layout::NR_COMPAT_BIND.load();
     let listen = layout::NR_COMPAT_LISTEN.load();
     let socketcall = layout::NR_COMPAT_SOCKETCALL.load();
@@ -63,14 +58,11 @@ fn compat_call(regs: *const u8, nr: u32) -> Option<Call> {
     if !ours || !is_compat(regs) {
         return None;
     }
-    // SAFETY: `regs` is the tracepoint's typed argument.
-    let (first, second, third) = unsafe {
-        (
-            load_typed::<u64>(regs, &layout::REGS_COMPAT_ARG0),
-            load_typed::<u64>(regs, &layout::REGS_COMPAT_ARG1) & 0xffff_ffff,
-            load_typed::<u64>(regs, &layout::REGS_COMPAT_ARG2),
-        )
-    };
+    let (first, second, third) = (
+        regs.get::<u64>(&layout::REGS_COMPAT_ARG0),
+        regs.get::<u64>(&layout::REGS_COMPAT_ARG1) & 0xffff_ffff,
+        regs.get::<u64>(&layout::REGS_COMPAT_ARG2),
+    );
     if nr == bind {
         return Some(Call::Bind(first as u32, second, third as u32));
     }
@@ -87,19 +79,17 @@ fn compat_call(regs: *const u8, nr: u32) -> Option<Call> {
 
 /// TS_COMPAT in `thread_info.status` on x86, PSR_MODE32_BIT in `pt_regs.pstate` on arm64.
 #[inline(always)]
-fn is_compat(regs: *const u8) -> bool {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    let word: u32 = read(task, &layout::TASK_COMPAT_WORD);
+fn is_compat(regs: Typed) -> bool {
+    let word: u32 = read(task::untyped(), &layout::TASK_COMPAT_WORD);
     let mask = layout::COMPAT_MASK.load();
-    (word | read::<u32>(regs as Address, &layout::REGS_COMPAT_WORD)) & mask != 0
+    (word | read::<u32>(regs.address(), &layout::REGS_COMPAT_WORD)) & mask != 0
 }
 
 /// `void sys_exit(struct pt_regs *regs, long ret)`
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let result: i64 = ctx.arg(1);
-    match call(ctx.arg(0)) {
+    match call(Typed::new(ctx.arg(0))) {
         Some(Call::Bind(descriptor, address, length)) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(&ctx, "bind of {} returned {}", descriptor, result);
@@ -141,23 +131,22 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
 
 /// The function of a timer: these tracepoints run for every timer of the machine.
 #[inline(always)]
-fn handler(timer: *const u8) -> Address {
-    // SAFETY: `timer` is the tracepoint's typed argument.
-    unsafe { load_typed(timer, &layout::TIMER_FUNCTION) }
+fn handler(timer: Typed) -> Address {
+    timer.get(&layout::TIMER_FUNCTION)
 }
 
 /// `void timer_start(struct timer_list *timer, unsigned long bucket_expiry)`
 /// (up to 6.1 `void timer_start(struct timer_list *timer, unsigned long expires, unsigned int flags)`)
 #[btf_tracepoint(function = "timer_start")]
 pub fn timer_start(ctx: BtfTracePointContext) -> i32 {
-    let timer: *const u8 = ctx.arg(0);
+    let timer = Typed::new(ctx.arg(0));
     let handler = handler(timer);
     if handler == layout::TIMEWAIT_HANDLER.load() {
-        timewait::armed(timewait::of_timer(timer as Address));
+        timewait::armed(timewait::of_timer(timer.address()));
     } else if handler == layout::REQUEST_HANDLER.load()
         && let Some(offset) = layout::address(0, &layout::REQUEST_TIMER)
     {
-        timewait::requested((timer as Address).wrapping_sub(offset));
+        timewait::requested(timer.address().wrapping_sub(offset));
     }
     0
 }
@@ -165,9 +154,9 @@ pub fn timer_start(ctx: BtfTracePointContext) -> i32 {
 /// `void timer_cancel(struct timer_list *timer)`
 #[btf_tracepoint(function = "timer_cancel")]
 pub fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
-    let timer: *const u8 = ctx.arg(0);
+    let timer = Typed::new(ctx.arg(0));
     if handler(timer) == layout::TIMEWAIT_HANDLER.load() {
-        timewait::cancelled(timewait::of_timer(timer as Address));
+        timewait::cancelled(timewait::of_timer(timer.address()));
     }
     0
 }
@@ -175,9 +164,9 @@ pub fn timer_cancel(ctx: BtfTracePointContext) -> i32 {
 /// `void timer_expire_entry(struct timer_list *timer, unsigned long baseclk)`
 #[btf_tracepoint(function = "timer_expire_entry")]
 pub fn timer_expire_entry(ctx: BtfTracePointContext) -> i32 {
-    let timer: *const u8 = ctx.arg(0);
+    let timer = Typed::new(ctx.arg(0));
     if handler(timer) == layout::TIMEWAIT_HANDLER.load() {
-        timewait::expired(timewait::of_timer(timer as Address));
+        timewait::expired(timewait::of_timer(timer.address()));
     }
     0
 }

@@ -23,13 +23,6 @@ pub fn sock_of<S: Place>(argument: S, takes_sk: u32) -> S {
     }
 }
 
-/// What an argument that is a pointer to a struct points to.
-#[inline(always)]
-fn typed(argument: *const u8) -> Typed {
-    // SAFETY: the verifier knows the prototypes of these functions.
-    unsafe { Typed::new(argument) }
-}
-
 /// `int __sys_bind(int fd, struct sockaddr *umyaddr, int addrlen)`
 #[fentry(function = "__sys_bind")]
 pub fn fentry_sys_bind(ctx: FEntryContext) -> i32 {
@@ -67,7 +60,7 @@ macro_rules! inet_bind {
         $(#[$prototype])*
         #[fentry(function = $function)]
         pub fn $entry(ctx: FEntryContext) -> i32 {
-            let sk = sock_of(typed(ctx.arg(0)), layout::BIND_TAKES_SK.load());
+            let sk = sock_of(Typed::new(ctx.arg(0)), layout::BIND_TAKES_SK.load());
             let length: i32 = ctx.arg(2);
             bind::inet_entered(sk.address(), ctx.arg(1), length as u32);
             0
@@ -76,7 +69,7 @@ macro_rules! inet_bind {
         $(#[$prototype])*
         #[fexit(function = $function)]
         pub fn $exit(ctx: FExitContext) -> i32 {
-            let sk = sock_of(typed(ctx.arg(0)), layout::BIND_TAKES_SK.load());
+            let sk = sock_of(Typed::new(ctx.arg(0)), layout::BIND_TAKES_SK.load());
             let (length, result): (i32, i32) = (ctx.arg(2), ctx.arg(3));
             bind::inet_left(
                 call::current(),
@@ -112,7 +105,7 @@ inet_bind!(
 /// (without it `int inet_listen(struct socket *sock, int backlog)`)
 #[fexit(function = "__inet_listen_sk")]
 pub fn fexit_inet_listen(ctx: FExitContext) -> i32 {
-    let sk = sock_of(typed(ctx.arg(0)), layout::LISTEN_TAKES_SK.load());
+    let sk = sock_of(Typed::new(ctx.arg(0)), layout::LISTEN_TAKES_SK.load());
     listen::inet_left(call::current(), sk, ctx.arg(1), ctx.arg(2));
     0
 }
