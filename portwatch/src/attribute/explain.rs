@@ -40,8 +40,8 @@ impl Newcomer<'_> {
 }
 
 /// Whether all of a socket's owners are on their way out. One that is gone by now was.
-fn end(owners: &[Owner]) -> bool {
-    let ends = |owner: &Owner| {
+fn end(owners: &[&Owner]) -> bool {
+    let ends = |owner: &&Owner| {
         let standing = owner.standing.as_ref();
         standing.is_none_or(|standing| standing.exiting)
     };
@@ -190,7 +190,7 @@ impl Attribution {
         last: Option<Actor>,
         newcomer: &Newcomer<'_>,
     ) -> Held {
-        let known = owners.unwrap_or_default();
+        let known = owners.map_or_else(Vec::new, |owners| self.then(owners, newcomer.refusal));
         let actors: Vec<_> = known
             .iter()
             .filter_map(|owner| self.actor(&owner.task))
@@ -207,10 +207,10 @@ impl Attribution {
         for process in &mut processes {
             process.job = process.job.or(job);
         }
-        let tie = self.tie(known, &processes, newcomer);
+        let tie = self.tie(&known, &processes, newcomer);
         let unit = known.iter().find_map(|owner| owner.unit.as_deref());
         Held {
-            exiting: end(known),
+            exiting: end(&known),
             socket_unit: unit.map(Into::into),
             tie,
             ..Held::from(Holder {
@@ -227,8 +227,23 @@ impl Attribution {
         }
     }
 
+    /// Those of a socket's owners that had been started by the refusal. What one of them has forked since
+    /// inherited the socket, be it for as long as it takes to call execve(2), and refused nothing; only
+    /// where nobody else is left has it the port now.
+    fn then<'a>(&self, owners: &'a [Owner], refusal: &Refusal) -> Vec<&'a Owner> {
+        let time = self.clock.at_monotonic(refusal.time);
+        let then: Vec<_> = (owners.iter())
+            .filter(|owner| self.clock.at_boottime(owner.task.start) <= time)
+            .collect();
+        if then.is_empty() {
+            owners.iter().collect()
+        } else {
+            then
+        }
+    }
+
     /// What the owners of a holder have to do with the newcomer.
-    fn tie(&self, owners: &[Owner], actors: &[Actor], newcomer: &Newcomer<'_>) -> Option<Tie> {
+    fn tie(&self, owners: &[&Owner], actors: &[Actor], newcomer: &Newcomer<'_>) -> Option<Tie> {
         let standing = newcomer.standing.as_ref()?;
         let pid = newcomer.refusal.task.tgid;
         let exe_of = |actor: Option<&Actor>| actor.and_then(|actor| actor.process.exe.clone());

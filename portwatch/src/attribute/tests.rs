@@ -326,3 +326,36 @@ fn an_owner_that_is_not_known_is_left_out() {
     assert_eq!(told[0].holders[0].ownership, None);
     assert!(told[0].holders[0].processes.is_empty());
 }
+
+/// What a holder forks inherits its socket, and is no part of a refusal before it.
+#[test]
+fn an_owner_that_was_started_since_is_left_out_unless_it_is_alone() {
+    let clock = nix::time::ClockId::CLOCK_BOOTTIME;
+    let booted = Duration::from(nix::time::clock_gettime(clock).unwrap());
+    let mut forked = owner();
+    forked.task.tgid += 1;
+    forked.task.start = (booted + Duration::from_secs(1)).as_nanos() as u64;
+    for (owners, told) in [
+        (vec![owner(), forked.clone()], OWNER),
+        (vec![forked], OWNER + 1),
+    ] {
+        let (mut attribution, asked) = attribution();
+        let now = clock::monotonic();
+        feed(
+            &mut attribution,
+            &[holder(now).as_bytes(), refusal(now + 1).as_bytes()],
+        );
+        let mut conflicts = Vec::new();
+        for subject in subjects(&asked) {
+            let finding = match subject {
+                HELD => Finding::Owners(owners.clone()),
+                _ => Finding::Unknown,
+            };
+            conflicts.extend(answer(&mut attribution, subject, finding));
+        }
+        let holder = &conflicts[0].holders[0];
+        assert_eq!(holder.ownership, Some(Ownership::Verified));
+        let pids: Vec<_> = holder.processes.iter().map(|actor| actor.pid).collect();
+        assert_eq!(pids, [told]);
+    }
+}
