@@ -18,7 +18,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -165,11 +165,15 @@ fn run(args: &Args) -> Result<Outcome> {
         busybox: &busybox,
         recorded: verified::read().unwrap_or_default(),
     };
-    let mut outcomes = run.guests(kernels)?;
-    outcomes.sort_by_key(|(series, _)| MATRIX.iter().position(|known| known.name == *series));
+    let mut outcomes = run.guests(shares(kernels, |kernel| run.backends(kernel)))?;
+    // In the order of the matrix, and a kernel's first share before its second.
+    outcomes.sort_by_key(|((series, first), _)| {
+        let place = MATRIX.iter().position(|known| known.name == *series);
+        (place, !first)
+    });
     let mut whole = Outcome::default();
     let mut counts = verified::Counts::new();
-    for (series, guest) in outcomes {
+    for ((series, _), guest) in outcomes {
         whole.tally.add(guest.tally);
         let name = format!("{series} {}", args.arch.name());
         for remark in guest.remarks {
@@ -197,6 +201,18 @@ struct Run<'a> {
     recorded: verified::Counts,
 }
 
+/// What one guest does of a kernel's tests.
+struct Share {
+    kernel: Arc<Unpacked>,
+    /// Its backends.
+    backends: Vec<String>,
+    /// Whether it is the kernel's first one, which also does what is done once.
+    first: bool,
+}
+
+/// Of which guest an outcome is: its series, and whether it had the kernel's first share.
+type Of = (&'static str, bool);
+
 /// What one guest came to.
 #[derive(Debug, Default)]
 struct GuestOutcome {
@@ -205,25 +221,60 @@ struct GuestOutcome {
     verified: std::collections::BTreeMap<String, u32>,
 }
 
+/// The shares of the guests, the last to be taken first. Where one guest would be left to run alone at
+/// the end, its kernel is shared between two.
+fn shares(kernels: Vec<Unpacked>, backends: impl Fn(&Kernel) -> Vec<String>) -> Vec<Share> {
+    let odd = !kernels.len().is_multiple_of(AT_ONCE);
+    let mut shares = Vec::new();
+    for (index, kernel) in kernels.into_iter().enumerate() {
+        let mut backends = backends(&kernel.kernel);
+        let kernel = Arc::new(kernel);
+        // What is done once takes as long as a backend does.
+        if index == 0 && odd && backends.len() > 1 {
+            shares.push(Share {
+                kernel: Arc::clone(&kernel),
+                backends: backends.split_off(1),
+                first: false,
+            });
+        }
+        shares.push(Share {
+            kernel,
+            backends,
+            first: true,
+        });
+    }
+    shares
+}
+
 impl Run<'_> {
+    fn backends(&self, kernel: &Kernel) -> Vec<String> {
+        if self.args.backends.is_empty() {
+            let all = suite::backends(kernel.arch, kernel.series);
+            all.iter().map(ToString::to_string).collect()
+        } else {
+            self.args.backends.clone()
+        }
+    }
+
     /// Runs the guests, some at a time.
-    fn guests(&self, kernels: Vec<Unpacked>) -> Result<Vec<(&'static str, GuestOutcome)>> {
+    fn guests(&self, shares: Vec<Share>) -> Result<Vec<(Of, GuestOutcome)>> {
         // The last is taken first: the newest take longest.
-        let waiting = Mutex::new(kernels);
+        let waiting = Mutex::new(shares);
         let ended = Mutex::new(Vec::new());
         let lock = "a thread that runs guests panicked";
         thread::scope(|scope| {
             let work = || -> Result<()> {
                 loop {
                     let next = waiting.lock().ok().context(lock)?.pop();
-                    let Some(kernel) = next else {
+                    let Some(share) = next else {
                         return Ok(());
                     };
+                    let series = share.kernel.kernel.series;
                     let outcome = self
-                        .guest(&kernel)
-                        .with_context(|| format!("the guest with {}", kernel.kernel.series))?;
+                        .guest(&share)
+                        .with_context(|| format!("the guest with {series}"))?;
                     let ended = ended.lock().ok().context(lock);
-                    ended?.push((kernel.kernel.series, outcome));
+                    ended?.push(((series, share.first), outcome));
                 }
             };
             let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
@@ -238,8 +289,12 @@ impl Run<'_> {
         ended.into_inner().ok().context(lock)
     }
 
-    fn guest(&self, kernel: &Unpacked) -> Result<GuestOutcome> {
-        let name = format!("{}-{}", kernel.kernel.series, kernel.kernel.arch.name());
+    fn guest(&self, share: &Share) -> Result<GuestOutcome> {
+        let kernel = &*share.kernel;
+        let mut name = format!("{}-{}", kernel.kernel.series, kernel.kernel.arch.name());
+        if !share.first {
+            name += "-second";
+        }
         let folder = target_folder()?.join("vm").join(name);
         fs::create_dir_all(&folder)?;
         let guest = Guest {
@@ -250,14 +305,14 @@ impl Run<'_> {
             console: folder.join("console.log"),
             clock: Clock::Real,
         };
-        let settings = self.settings(&kernel.kernel);
+        let settings = self.settings(share);
         let archive = initramfs::make(kernel, self.busybox, self.programs, &settings)?;
         fs::write(&guest.initramfs, archive)?;
 
         let mut outcome = GuestOutcome::default();
         let series = kernel.kernel.series;
         let (report, end) = results(&guest, series, guest::LIMIT, &mut outcome.remarks)?;
-        self.judge(&report, &end, &kernel.kernel, &mut outcome);
+        self.judge(&report, &end, share, &mut outcome);
         if outcome.tally.failed != 0 {
             outcome
                 .remarks
@@ -267,11 +322,13 @@ impl Run<'_> {
     }
 
     /// Counts what went wrong besides the tests.
-    fn judge(&self, report: &Report, end: &End, kernel: &Kernel, outcome: &mut GuestOutcome) {
+    fn judge(&self, report: &Report, end: &End, share: &Share, outcome: &mut GuestOutcome) {
+        let kernel = &share.kernel.kernel;
         outcome.tally = report.tally();
         outcome.verified = report.verified_instructions();
         let mut complaints = report.complaints(end.told());
-        if report.ended() == 0 {
+        // Tests that were named may all be among those of the first share.
+        if report.ended() == 0 && (share.first || self.args.filters.is_empty()) {
             complaints.push("no test was run".to_owned());
         }
         if !self.args.record {
@@ -294,13 +351,8 @@ impl Run<'_> {
     }
 
     /// The variables of `init.sh`.
-    fn settings(&self, kernel: &Kernel) -> String {
+    fn settings(&self, share: &Share) -> String {
         let filters = &self.args.filters;
-        let backends = if self.args.backends.is_empty() {
-            suite::backends(kernel.arch, kernel.series).join(" ")
-        } else {
-            self.args.backends.join(" ")
-        };
         // Who names tests wants just those.
         let skip = |tests: &[&str]| -> String {
             tests.iter().map(|test| format!(" --skip {test}")).collect()
@@ -309,16 +361,19 @@ impl Run<'_> {
             (String::new(), "", String::new(), String::new());
         if filters.is_empty() {
             slow = suite::SLOW;
-            once = suite::ONCE.join(" ");
+            if share.first {
+                once = suite::ONCE.join(" ");
+            }
             skipped = skip(&suite::NOT_IN_GUESTS) + &skip(&[slow]);
             not_again = skip(&suite::ONCE);
         }
         format!(
-            "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{backends}'\nONCE='{once}'\nSLOW='{slow}'\n\
+            "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{}'\nONCE='{once}'\nSLOW='{slow}'\n\
              FILTERS='{}'\nSKIPPED='{skipped}'\nNOT_AGAIN='{not_again}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
-            guest::result_port(kernel.arch),
-            suite::KERNEL,
+            guest::result_port(share.kernel.kernel.arch),
+            if share.first { suite::KERNEL } else { "" },
             suite::CASES,
+            share.backends.join(" "),
             filters.join(" ")
         )
     }
@@ -354,4 +409,46 @@ fn attempt(guest: &Guest, name: &str, limit: Duration) -> Result<(Report, End)> 
         }
     })?;
     Ok((report, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::{Arch, MATRIX, Unpacked, lock, shares, suite};
+
+    #[test]
+    fn no_guest_is_left_to_run_alone() {
+        let unpacked = |kernel| Unpacked {
+            kernel,
+            image: PathBuf::new(),
+            modules: Vec::new(),
+        };
+        let locked = || lock::read().unwrap().into_iter();
+        let kernels = locked().filter(|it| it.arch == Arch::X86_64 && it.is_kernel());
+        let kernels: Vec<_> = kernels.map(unpacked).collect();
+        assert_eq!(kernels.len(), MATRIX.len());
+        let [oldest, newest] = [MATRIX[0].name, MATRIX[MATRIX.len() - 1].name];
+        let all = suite::backends(Arch::X86_64, newest);
+        let told = |kernels, backends: &[&str]| -> Vec<_> {
+            let backends: Vec<_> = backends.iter().map(ToString::to_string).collect();
+            let shares = shares(kernels, |_| backends.clone()).into_iter();
+            shares
+                .map(|share| {
+                    let series = share.kernel.kernel.series;
+                    (series, share.first, share.backends.join(" "))
+                })
+                .collect()
+        };
+        let matrix = told(kernels, all);
+        assert_eq!(matrix.len(), MATRIX.len() + 1);
+        assert_eq!(matrix[0], (oldest, false, all[1..].join(" ")));
+        assert_eq!(matrix[1], (oldest, true, all[0].to_owned()));
+        assert_eq!(matrix[MATRIX.len()], (newest, true, all.join(" ")));
+
+        let one = || locked().find(|it| it.series == newest).map(unpacked);
+        assert_eq!(told(vec![one().unwrap()], &all[..1]).len(), 1);
+        let two = vec![one().unwrap(), one().unwrap()];
+        assert_eq!(told(two, all).len(), 2);
+    }
 }
