@@ -93,6 +93,20 @@ fn answer(attribution: &mut Attribution, subject: Subject, finding: Finding) -> 
     told
 }
 
+/// Answers all that was asked; the conflicts that are told by then.
+fn answer_all(
+    attribution: &mut Attribution,
+    asked: &Asked,
+    finding: impl Fn(&Subject) -> Finding,
+) -> Vec<Conflict> {
+    let mut told = Vec::new();
+    for subject in subjects(asked) {
+        let finding = finding(&subject);
+        told.extend(answer(attribution, subject, finding));
+    }
+    told
+}
+
 fn conflict(event: &Event) -> Option<Conflict> {
     match &event.body {
         Body::Bind(bind) => bind.conflict.as_deref().cloned(),
@@ -292,14 +306,10 @@ fn a_holder_that_is_gone_is_known_by_its_bind() {
 fn a_refusal_that_nothing_explains_says_so() {
     let (mut attribution, asked) = attribution();
     feed(&mut attribution, &[refusal(clock::monotonic()).as_bytes()]);
-    let mut told = Vec::new();
-    for subject in subjects(&asked) {
-        let finding = match subject {
-            Subject::Port(_) => Finding::Sockets(Vec::new()),
-            _ => Finding::Unknown,
-        };
-        told.extend(answer(&mut attribution, subject, finding));
-    }
+    let told = answer_all(&mut attribution, &asked, |subject| match subject {
+        Subject::Port(_) => Finding::Sockets(Vec::new()),
+        _ => Finding::Unknown,
+    });
     assert_eq!(told[0].cause, Cause::Unknown);
     assert_eq!(
         told[0].summary,
@@ -318,10 +328,7 @@ fn an_owner_that_is_not_known_is_left_out() {
         &mut attribution,
         &[holder(now).as_bytes(), refusal(now + 1).as_bytes()],
     );
-    let mut told = Vec::new();
-    for subject in subjects(&asked) {
-        told.extend(answer(&mut attribution, subject, Finding::Unknown));
-    }
+    let told = answer_all(&mut attribution, &asked, |_| Finding::Unknown);
     assert_eq!(told[0].cause, Cause::Listener);
     assert_eq!(told[0].holders[0].ownership, None);
     assert!(told[0].holders[0].processes.is_empty());
@@ -345,14 +352,10 @@ fn an_owner_that_was_started_since_is_left_out_unless_it_is_alone() {
             &mut attribution,
             &[holder(now).as_bytes(), refusal(now + 1).as_bytes()],
         );
-        let mut conflicts = Vec::new();
-        for subject in subjects(&asked) {
-            let finding = match subject {
-                HELD => Finding::Owners(owners.clone()),
-                _ => Finding::Unknown,
-            };
-            conflicts.extend(answer(&mut attribution, subject, finding));
-        }
+        let conflicts = answer_all(&mut attribution, &asked, |subject| match subject {
+            &HELD => Finding::Owners(owners.clone()),
+            _ => Finding::Unknown,
+        });
         let holder = &conflicts[0].holders[0];
         assert_eq!(holder.ownership, Some(Ownership::Verified));
         let pids: Vec<_> = holder.processes.iter().map(|actor| actor.pid).collect();
