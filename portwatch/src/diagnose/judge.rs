@@ -198,7 +198,8 @@ fn by_holder(facts: &Facts, held: &Held, conflict: Option<Conflict>) -> Cause {
         return Cause::NoProcess;
     }
     if facts.call == Call::Listen && listens {
-        return Cause::ListenConflict;
+        // Who is in the way says more than that it was listen(2) which was refused.
+        return by_job(facts, held).unwrap_or(Cause::ListenConflict);
     }
     match conflict.map(|conflict| conflict.reuseport) {
         _ if held.options_unknown => {}

@@ -327,6 +327,29 @@ fn who_could_not_be_asked_for_is_not_said_to_be_nobody() {
     );
 }
 
+/// With SO_REUSEADDR, as Node sets it, two workers may both get as far as listen(2): which of the two
+/// calls is refused is a matter of who is faster, and no matter to whoever started them.
+#[test]
+fn listen_between_processes_of_one_job() {
+    let refused_listen = |facts: Facts, tie| {
+        let facts = but(facts, |facts| {
+            facts.call = Call::Listen;
+            first(facts).tie = tie;
+        });
+        diagnose(&facts).cause
+    };
+    let left = Tie::LeftOver {
+        job_started_at: ago(1000),
+    };
+    assert_eq!(refused_listen(siblings(), None), Cause::Sibling);
+    assert_eq!(
+        refused_listen(listener(), Some(Tie::Sibling)),
+        Cause::Sibling
+    );
+    assert_eq!(refused_listen(listener(), Some(left)), Cause::StaleJob);
+    assert_eq!(refused_listen(listener(), None), Cause::ListenConflict);
+}
+
 /// A worker of the same program, and what was left over of an earlier job, as a live trace tells them.
 #[test]
 fn ties_between_processes_decide() {

@@ -24,12 +24,12 @@ fn two_workers_of_node_on_one_port() {
         &place,
         "run.js",
         "const { fork } = require('child_process');
-const workers = [0, 1].map(() => fork('./worker.js'));
-let left = workers.length, failed = 0;
-for (const worker of workers) worker.on('exit', (status) => {
+let left = 2, failed = 0;
+const start = () => fork('./worker.js').on('exit', (status) => {
   failed |= status;
   if (--left === 0) process.exit(failed);
 });
+start().once('message', start);
 ",
     );
     write(
@@ -38,9 +38,12 @@ for (const worker of workers) worker.on('exit', (status) => {
         "const fs = require('fs');
 const server = require('net').createServer().listen(3210, '127.0.0.1');
 server.on('error', () => process.exit(1));
-server.on('listening', () => setInterval(() => {
-  if (fs.readFileSync('events.json').includes('EADDRINUSE')) process.exit(0);
-}, 10));
+server.on('listening', () => {
+  process.send('listening');
+  setInterval(() => {
+    if (fs.readFileSync('events.json').includes('EADDRINUSE')) process.exit(0);
+  }, 10);
+});
 ",
     );
     let ran = place.run(EVENTS, &["/usr/bin/node", "run.js"]);
@@ -55,6 +58,43 @@ conflicts
 ports used
   tcp4  127.0.0.1:3210  node[#2] `/usr/bin/node ./worker.js`  TIME to TIME
 ",
+    );
+}
+
+/// Whoever binds before the other listens is refused in listen(2), if both set SO_REUSEADDR.
+#[test]
+fn two_workers_that_bind_before_either_listens() {
+    let place = Place::new();
+    write(
+        &place,
+        "worker.py",
+        "import os, socket, sys, time
+def until(file):
+    while not os.path.exists(file): time.sleep(0.01)
+def done(file): open(file, 'w').close()
+server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(('127.0.0.1', 3211))
+if sys.argv[1] == 'first':
+    until('bound'); server.listen(); done('listening')
+    while 'EADDRINUSE' not in open('events.json').read(): time.sleep(0.01)
+else:
+    done('bound'); until('listening'); server.listen()
+",
+    );
+    let script = "/usr/bin/python3 worker.py first & \
+                  /usr/bin/python3 worker.py second 2>/dev/null; failed=$?; wait; exit $failed";
+    let ran = place.sh(EVENTS, script);
+    assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    assert_eq!(causes(&ran), &serde_json::json!({"sibling": 1}), "{ran:?}");
+    let text = ran.text();
+    let conflict = text.lines().skip_while(|line| !line.contains("EADDRINUSE"));
+    let conflict: Vec<_> = conflict.take(4).collect();
+    assert_eq!(
+        conflict.join("\n"),
+        "  TIME  python3[#1] `/usr/bin/python3 worker.py second`: listen on tcp4 127.0.0.1:3211: EADDRINUSE
+              held by   python3[#2] `/usr/bin/python3 worker.py first`, listening on 127.0.0.1:3211 since TIME (LONG)
+              why       sibling: python3[#2] and python3[#1] are of one job and both want 127.0.0.1:3211
+              do        give each worker a port of its own, or let each bind port 0    more: portwatch explain sibling"
     );
 }
 
