@@ -38,37 +38,6 @@ fn holder(steps: &[&str]) -> (Netns, Actor) {
     (netns, actor)
 }
 
-#[test]
-fn releases_in_several_namespaces() {
-    let steps = [&HOLD[..], &["close", "close", "say=closed", "wait"]].concat();
-    let holders: Vec<_> = (0..3).map(|_| holder(&steps)).collect();
-    let trace = Arc::new(Trace::start(&[]));
-    for (netns, mut actor) in holders {
-        let mut scenario = Scenario::within(Arc::clone(&trace), netns);
-        scenario.know("$holder", actor.identity());
-        actor.go();
-        actor.says("closed");
-        scenario.expect(&[
-            release_of_before("udp", UDP),
-            release_of_before("tcp", BOUND),
-            release_of_before("tcp", LISTENER),
-        ]);
-    }
-}
-
-#[test]
-fn a_process_that_is_killed_as_the_trace_begins() {
-    let (netns, mut actor) = holder(&HOLD);
-    let mut scenario = Scenario::within(Arc::new(Trace::start(&[])), netns);
-    actor.kill();
-    scenario.know("$holder", actor.identity());
-    scenario.expect_in_any_order(&[
-        release_of_before("udp", UDP),
-        release_of_before("tcp", BOUND),
-        release_of_before("tcp", LISTENER),
-    ]);
-}
-
 /// A connection in a namespace of its own, the steps of whose server's end are given.
 struct Connection {
     netns: Netns,
@@ -134,16 +103,36 @@ impl Connection {
     }
 }
 
-/// Connections that are older than the trace: one that is closed, one that is half closed, and one
-/// whose socket is closed after that. An accepted one got its port from its listener, and gives none
-/// back.
+/// One trace for all of it: starting one takes long. First whoever is killed as it begins, and holders in
+/// several namespaces; then a connection that is closed, one that is half closed, and one whose socket is
+/// closed after that. An accepted one got its port from its listener, and gives none back.
 #[test]
-fn connections_that_end_during_the_trace() {
+fn sockets_that_are_older_than_the_trace() {
+    let (netns_of_killed, mut killed) = holder(&HOLD);
+    let steps = [&HOLD[..], &["close", "close", "say=closed", "wait"]].concat();
+    let holders: Vec<_> = (0..3).map(|_| holder(&steps)).collect();
     let closed = Connection::new(&["close", "wait", "say=done", "wait"]);
     let half_closed = Connection::new(&["shutdown", "wait", "say=done", "wait"]);
     let then_closed = Connection::new(&["shutdown", "wait", "close", "say=done", "wait"]);
+    let released = [
+        release_of_before("udp", UDP),
+        release_of_before("tcp", BOUND),
+        release_of_before("tcp", LISTENER),
+    ];
+
     let trace = Arc::new(Trace::start(&[]));
-    closed.end(&trace);
-    half_closed.end(&trace);
-    then_closed.end(&trace);
+    let mut scenario = Scenario::within(Arc::clone(&trace), netns_of_killed);
+    killed.kill();
+    scenario.know("$holder", killed.identity());
+    scenario.expect_in_any_order(&released);
+    for (netns, mut actor) in holders {
+        let mut scenario = Scenario::within(Arc::clone(&trace), netns);
+        scenario.know("$holder", actor.identity());
+        actor.go();
+        actor.says("closed");
+        scenario.expect(&released);
+    }
+    for connection in [closed, half_closed, then_closed] {
+        connection.end(&trace);
+    }
 }

@@ -62,6 +62,7 @@ for backend in $BACKENDS; do
 done
 if [ -n "$ONCE" ]; then
     unset PORTWATCH_TEST_BACKEND
+    [ -z "$BACKEND_OF_ONCE" ] || export PORTWATCH_TEST_BACKEND="$BACKEND_OF_ONCE"
     echo "@begin suite once"
     echo | undisturbed --show-output --test-threads 4 $ONCE $SKIPPED
     echo "@end $?"

@@ -229,7 +229,7 @@ fn shares(kernels: Vec<Unpacked>, backends: impl Fn(&Kernel) -> Vec<String>) -> 
     for (index, kernel) in kernels.into_iter().enumerate() {
         let mut backends = backends(&kernel.kernel);
         let kernel = Arc::new(kernel);
-        // What is done once takes as long as a backend does.
+        // What is done once takes half as long as a backend does.
         if index == 0 && odd && backends.len() > 1 {
             shares.push(Share {
                 kernel: Arc::clone(&kernel),
@@ -367,13 +367,15 @@ impl Run<'_> {
             skipped = skip(&suite::NOT_IN_GUESTS) + &skip(&[slow]);
             not_again = skip(&suite::ONCE);
         }
+        let kernel = &share.kernel.kernel;
         format!(
-            "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{}'\nONCE='{once}'\nSLOW='{slow}'\n\
+            "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{}'\nONCE='{once}'\nBACKEND_OF_ONCE={}\nSLOW='{slow}'\n\
              FILTERS='{}'\nSKIPPED='{skipped}'\nNOT_AGAIN='{not_again}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
-            guest::result_port(share.kernel.kernel.arch),
+            guest::result_port(kernel.arch),
             if share.first { suite::KERNEL } else { "" },
             suite::CASES,
             share.backends.join(" "),
+            suite::backend_of_once(kernel.arch, kernel.series).unwrap_or_default(),
             filters.join(" ")
         )
     }

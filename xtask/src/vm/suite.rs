@@ -22,6 +22,16 @@ pub const CASES: u32 = 2000;
 /// handlers apply that all backends have in common. Each of these starts a trace, which takes seconds.
 pub const ONCE: [&str; 3] = ["list::", "why::", "filters::"];
 
+/// The backend of what is run once; none if portwatch is to choose. The one that starts soonest, but
+/// for one kernel each, so that filters are held against the hooks of all of them.
+pub fn backend_of_once(arch: Arch, series: &str) -> Option<&'static str> {
+    match (arch, series) {
+        (Arch::X86_64, "6.12") | (Arch::Aarch64, "7.3") => None,
+        (_, "6.1") => Some("kprobe"),
+        _ => Some("tracepoint"),
+    }
+}
+
 /// The test that waits for a minute, which is run beside all others.
 pub const SLOW: &str = "a_minute::later_a_timewait_expires";
 
