@@ -26,24 +26,28 @@ pub struct Actor {
 impl Actor {
     /// Starts one that waits to be told to [go](Self::go).
     pub fn start(netns: &Netns, steps: &[&str]) -> Self {
-        let mut command = netns.command(program());
+        let mut command = Command::new(program());
         command.args(steps);
-        Self::of(command)
+        Self::by(command, |command| netns.spawn(command))
     }
 
     /// Starts one under another name and with arguments that it ignores.
     pub fn disguised(netns: &Netns, name: &OsStr, steps: &[&str], ignored: &[&OsStr]) -> Self {
-        let mut command = netns.command(program());
+        let mut command = Command::new(program());
         command.arg0(name).args(steps).arg("--").args(ignored);
-        Self::of(command)
+        Self::by(command, |command| netns.spawn(command))
     }
 
     /// Starts a command that is one.
-    pub fn of(mut command: Command) -> Self {
+    pub fn of(command: Command) -> Self {
+        Self::by(command, spawn)
+    }
+
+    fn by(mut command: Command, start: impl FnOnce(&mut Command) -> Child) -> Self {
         // A job of its own, as from a shell.
         command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = spawn(&mut command);
+        let mut child = start(&mut command);
         let printed = Printed::of(child.stdout.take().unwrap());
         // Until then the kernel may still be putting its arguments in place.
         assert_eq!(printed.next().as_deref(), Some("started"), "{command:?}");

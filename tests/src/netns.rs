@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::panic::resume_unwind;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
@@ -89,13 +89,25 @@ impl Netns {
     /// Acts in the namespace while processes may be started: for what takes long and closes no
     /// socket that matters.
     pub fn run_while_forking<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        self.within(|| {
+            let tid = gettid().as_raw().cast_unsigned();
+            self.threads.lock().unwrap().push(tid);
+            act()
+        })
+    }
+
+    /// Starts a program in the namespace as [`spawn`] does, by vfork(2): a fork in which the child itself
+    /// enters the namespace copies the page tables of all tests, and there are hundreds of actors.
+    pub fn spawn(&self, command: &mut Command) -> Child {
+        self.within(|| spawn(command))
+    }
+
+    fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let namespace = self.file();
         thread::scope(|scope| {
             let thread = thread::Builder::new().name(COMM.to_owned());
             let acting = thread.spawn_scoped(scope, || {
                 setns(&*namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                let tid = gettid().as_raw().cast_unsigned();
-                self.threads.lock().unwrap().push(tid);
                 act()
             });
             match acting.unwrap().join() {
@@ -105,7 +117,7 @@ impl Netns {
         })
     }
 
-    /// A program that will run in the namespace.
+    /// A program that enters the namespace itself.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let namespace = self.file();
@@ -120,9 +132,9 @@ impl Netns {
 
     /// Runs `ip` of iproute2.
     pub fn ip(&self, arguments: &str) {
-        let mut command = self.command("ip");
+        let mut command = Command::new("ip");
         command.args(arguments.split(' '));
-        let status = spawn(&mut command).wait().unwrap();
+        let status = self.spawn(&mut command).wait().unwrap();
         assert!(status.success(), "ip {arguments}: {status}");
     }
 
