@@ -6,6 +6,7 @@ pub mod btf;
 pub mod clock;
 pub mod decode;
 pub mod denial;
+mod detach;
 pub mod hook;
 mod iterator;
 pub mod layout;

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
@@ -17,6 +17,7 @@ use portwatch_common::record::{SnapshotEntry, Timewait, kind};
 use super::attach::{self, AttachError};
 use super::btf::Btf;
 use super::decode;
+use super::detach;
 use super::hook::{self, Attach, Backend, Hook, Part};
 use super::layout::Layout;
 use super::losses::{KINDS, Losses, recursion_misses};
@@ -53,7 +54,7 @@ pub struct Step {
     pub why: String,
 }
 
-/// The kernel side, loaded and attached. Dropping it detaches everything.
+/// The kernel side, loaded and attached. Dropping it detaches everything, soon after.
 #[derive(Debug)]
 pub struct KernelSide {
     /// Reading an iterator changes its program's links.
@@ -76,6 +77,14 @@ pub struct KernelSide {
     /// Calls that returned while their returns were probed and their entries not yet: nothing is lost
     /// with them, as the stream had not begun.
     entries_unseen: u64,
+    /// What keeps the links while they are dropped, and so is the last to be.
+    background: OnceLock<OwnedFd>,
+}
+
+impl Drop for KernelSide {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 /// What to load.
@@ -186,6 +195,7 @@ impl KernelSide {
             functions,
             absent: layout.absent().iter().map(ToString::to_string).collect(),
             entries_unseen: 0,
+            background: OnceLock::new(),
         };
         #[cfg(feature = "log")]
         super::messages::print(&mut side.ebpf()).map_err(|error| {
@@ -350,6 +360,17 @@ impl KernelSide {
         });
         self.place(part, &below)?;
         Ok(true)
+    }
+
+    /// The end is near: however the process ends from here on, it does not wait for its hooks to be
+    /// detached.
+    pub fn leave(&self) {
+        if self.background.get().is_none()
+            // Without it detaching takes longer, and that is all.
+            && let Ok(background) = detach::in_background()
+        {
+            let _ = self.background.set(background);
+        }
     }
 
     /// The choice is made: gives the memory back that only it needs.

@@ -1,15 +1,18 @@
 //! What not every backend can see, and the choice of one.
 
+use std::fs;
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use portwatch_tests::expect::{bind, bind_failed, inet, listen, release, socket, with};
 use portwatch_tests::rewrite::Rewrite;
 use portwatch_tests::socket::{address, sockaddr};
 use portwatch_tests::uring::{self, Ring};
 use portwatch_tests::{
-    Actor, Identity, Netns, Scenario, Socket, Trace, look_again_soon, portwatch,
+    Actor, Identity, LIMIT, Netns, Scenario, Socket, Trace, look_again_soon, portwatch,
 };
 use serde_json::{Value, json};
 
@@ -208,9 +211,56 @@ fn the_kernel_binds_for_itself() {
     assert_eq!(released["socket"]["kernel"], Value::Null);
 }
 
-/// Its hooks are put in place one after the other: what is seen by some of them is no loss.
+/// The links of BPF that a process has open, by their numbers.
+fn links_of(pid: u32) -> Vec<u32> {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    // Files of other kinds may be closed meanwhile.
+    let told = files.filter_map(|file| fs::read_to_string(file.unwrap().path()).ok());
+    let number = |told: String| {
+        let line = told.lines().find_map(|line| line.strip_prefix("link_id:"));
+        line.map(|number| number.trim().parse().unwrap())
+    };
+    told.filter_map(number).collect()
+}
+
+/// Whether there is a link of this number.
+fn is_there(link: u32) -> bool {
+    /// The part of `union bpf_attr` that the command takes.
+    #[repr(C)]
+    struct Attributes {
+        link_id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
+    let attributes = Attributes {
+        link_id: link,
+        next_id: 0,
+        open_flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, which are as long as it is told.
+    let opened = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_GET_FD_BY_ID,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    if opened < 0 {
+        let error = std::io::Error::last_os_error();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+        return false;
+    }
+    // SAFETY: it was opened just now, and nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(opened.try_into().unwrap()) });
+    true
+}
+
+/// Its hooks are put in place one after the other: what is seen by some of them is no loss. And they are
+/// gone soon after its end, which does not wait for that.
 #[test]
-fn binds_while_a_trace_begins_are_not_lost() {
+fn a_trace_that_begins_and_ends_among_binds() {
     /// Ends the binding, also where the trace fails.
     struct Until<'a>(&'a AtomicBool);
     impl Drop for Until<'_> {
@@ -226,12 +276,19 @@ fn binds_while_a_trace_begins_are_not_lost() {
             look_again_soon();
         }
     };
-    let stream = thread::scope(|scope| {
+    let (links, stream) = thread::scope(|scope| {
         let _until = Until(&ended);
         scope.spawn(|| netns.run_while_forking(bind));
-        Trace::start(&[]).stop()
+        let trace = Trace::start(&[]);
+        (links_of(trace.pid()), trace.stop())
     });
     assert_eq!(stream.lines[0]["event"], "start");
+    assert!(!links.is_empty(), "it had no links");
+    let end = Instant::now() + *LIMIT;
+    while let Some(left) = links.iter().find(|link| is_there(**link)) {
+        assert!(Instant::now() < end, "link {left} is still there");
+        look_again_soon();
+    }
 }
 
 /// Asserts that a stream is of this backend, and that no other does its part.

@@ -247,6 +247,7 @@ impl Running {
     /// If a stage has failed, or standard output is not being read.
     pub async fn finish(self) -> anyhow::Result<()> {
         let _ = self.stop.send(true);
+        self.side.leave();
         let ending = async {
             let stage = |name: &str| format!("the {name} stage ended abruptly");
             self.streaming.await.with_context(|| stage("stream"))??;
