@@ -14,6 +14,7 @@ mod suite;
 pub mod systemd;
 mod verified;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -173,18 +174,14 @@ fn run(args: &Args) -> Result<Outcome> {
     });
     let mut whole = Outcome::default();
     let mut counts = verified::Counts::new();
-    for ((series, _), guest) in outcomes {
+    for ((series, _), (guest, verified)) in outcomes {
         whole.tally.add(guest.tally);
         let name = format!("{series} {}", args.arch.name());
         for remark in guest.remarks {
             whole.remarks.push(format!("{name}: {remark}"));
         }
-        counts.extend(
-            guest
-                .verified
-                .into_iter()
-                .map(|(program, count)| ((name.clone(), program), count)),
-        );
+        let verified = verified.into_iter();
+        counts.extend(verified.map(|(program, count)| ((name.clone(), program), count)));
     }
     if args.record {
         verified::record(&counts)?;
@@ -213,13 +210,8 @@ struct Share {
 /// Of which guest an outcome is: its series, and whether it had the kernel's first share.
 type Of = (&'static str, bool);
 
-/// What one guest came to.
-#[derive(Debug, Default)]
-struct GuestOutcome {
-    tally: Tally,
-    remarks: Vec<String>,
-    verified: std::collections::BTreeMap<String, u32>,
-}
+/// What one guest came to, and how many instructions the verifier went through for each program.
+type GuestOutcome = (Outcome, BTreeMap<String, u32>);
 
 /// The shares of the guests, the last to be taken first. Where one guest would be left to run alone at
 /// the end, its kernel is shared between two.
@@ -309,45 +301,33 @@ impl Run<'_> {
         let archive = initramfs::make(kernel, self.busybox, self.programs, &settings)?;
         fs::write(&guest.initramfs, archive)?;
 
-        let mut outcome = GuestOutcome::default();
+        let mut outcome = Outcome::default();
         let series = kernel.kernel.series;
         let (report, end) = results(&guest, series, guest::LIMIT, &mut outcome.remarks)?;
-        self.judge(&report, &end, share, &mut outcome);
-        if outcome.tally.failed != 0 {
-            outcome
-                .remarks
-                .push(format!("the console's end:\n{}", guest.console_tail()));
-        }
-        Ok(outcome)
-    }
-
-    /// Counts what went wrong besides the tests.
-    fn judge(&self, report: &Report, end: &End, share: &Share, outcome: &mut GuestOutcome) {
-        let kernel = &share.kernel.kernel;
-        outcome.tally = report.tally();
-        outcome.verified = report.verified_instructions();
-        let mut complaints = report.complaints(end.told());
-        // Tests that were named may all be among those of the first share.
-        if report.ended() == 0 && (share.first || self.args.filters.is_empty()) {
-            complaints.push("no test was run".to_owned());
-        }
-        if !self.args.record {
-            let name = format!("{} {}", kernel.series, kernel.arch.name());
-            let seen = &outcome.verified;
-            complaints.extend(verified::complaints(&self.recorded, &name, seen));
-        }
-        outcome.tally.failed += complaints.len();
-        let failed = complaints.iter().map(|text| format!("FAILED: {text}"));
-        outcome.remarks.extend(failed);
-        outcome.remarks.extend_from_slice(report.failures());
-        let skips = report.skips().iter().map(|skip| format!("skipped: {skip}"));
-        outcome.remarks.extend(skips);
+        report.judge(&guest, &end, self.complaints(&report, share), &mut outcome);
         if self.args.verbose {
             for (backend, lines) in report.doctors() {
                 let said = format!("portwatch doctor, {backend}:\n{}", lines.join("\n"));
                 outcome.remarks.push(said);
             }
         }
+        Ok((outcome, report.verified_instructions()))
+    }
+
+    /// What is wrong that the report does not know.
+    fn complaints(&self, report: &Report, share: &Share) -> Vec<String> {
+        let kernel = &share.kernel.kernel;
+        let mut complaints = Vec::new();
+        // Tests that were named may all be among those of the first share.
+        if report.ended() == 0 && (share.first || self.args.filters.is_empty()) {
+            complaints.push("no test was run".to_owned());
+        }
+        if !self.args.record {
+            let name = format!("{} {}", kernel.series, kernel.arch.name());
+            let seen = report.verified_instructions();
+            complaints.extend(verified::complaints(&self.recorded, &name, &seen));
+        }
+        complaints
     }
 
     /// The variables of `init.sh`.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::tally::{Reader, Tally};
+use super::Outcome;
+use super::guest::{End, Guest};
+use crate::tally::Reader;
 
 /// What was read of a guest's results.
 #[derive(Debug, Default)]
@@ -96,8 +98,24 @@ impl Report {
         !self.begun
     }
 
+    /// Counts the tests into an outcome, with what is wrong besides as failed, and tells of both, and of
+    /// how the guest ended. `further` is wrong as well, and not to be seen in the report.
+    pub fn judge(&self, guest: &Guest, end: &End, further: Vec<String>, outcome: &mut Outcome) {
+        let complaints = [self.complaints(end.told()), further].concat();
+        outcome.tally = self.reader.tally();
+        outcome.tally.failed += complaints.len();
+        let remarks = &mut outcome.remarks;
+        remarks.extend(complaints.iter().map(|text| format!("FAILED: {text}")));
+        remarks.extend_from_slice(&self.failures);
+        let skips = self.reader.skips().iter();
+        remarks.extend(skips.map(|skip| format!("skipped: {skip}")));
+        if outcome.tally.failed != 0 {
+            remarks.push(format!("the console's end:\n{}", guest.console_tail()));
+        }
+    }
+
     /// What is wrong besides failed tests. `ended` says how the guest ended.
-    pub fn complaints(&self, ended: &str) -> Vec<String> {
+    fn complaints(&self, ended: &str) -> Vec<String> {
         let mut complaints = self.complaints.clone();
         if !self.done {
             let during = self.section.as_ref().map(|(kind, backend)| {
@@ -111,24 +129,9 @@ impl Report {
         complaints
     }
 
-    /// Tests that were counted.
-    pub fn tally(&self) -> Tally {
-        self.reader.tally()
-    }
-
     /// Tests that ran.
     pub fn ended(&self) -> usize {
         self.reader.ended()
-    }
-
-    /// The tests that failed, with the backend and the end of what they printed.
-    pub fn failures(&self) -> &[String] {
-        &self.failures
-    }
-
-    /// The skips that tests printed.
-    pub fn skips(&self) -> &[String] {
-        self.reader.skips()
     }
 
     /// Output of `portwatch doctor`, by backend.
@@ -180,10 +183,13 @@ mod tests {
              @begin suite kprobe\nSKIP: a: b\nfailures:\n---- x::y stdout ----\nno\nfailures:\n    x::y\n\
              test result: FAILED. 2 passed; 1 failed; 0 ignored\n@end 101\n@done",
         );
-        assert_eq!(report.tally().to_string(), "3 passed, 1 failed, 1 skipped");
+        assert_eq!(
+            report.reader.tally().to_string(),
+            "3 passed, 1 failed, 1 skipped"
+        );
         assert_eq!(report.complaints("ended"), Vec::<String>::new());
-        assert_eq!(report.skips(), ["a: b"]);
-        assert_eq!(report.failures(), ["kprobe: FAILED: x::y\n    no"]);
+        assert_eq!(report.reader.skips(), ["a: b"]);
+        assert_eq!(report.failures, ["kprobe: FAILED: x::y\n    no"]);
         let verified = report.verified_instructions();
         assert_eq!(verified, [("tp_btf/sys_exit".to_owned(), 12)].into());
         assert!(!report.is_empty());

@@ -10,11 +10,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::build::Built;
-use super::guest::{self, Clock, End, Guest};
+use super::guest::{self, Clock, Guest};
 use super::initramfs::{add, add_checkout, base};
 use super::kernel::Store;
 use super::lock::{self, Arch, DOCKER, SYSTEM, Series};
-use super::report::Report;
 use super::{Outcome, PATIENCE, PROGRAMS, QEMU, results};
 use crate::package::provide;
 use crate::process::{say, target_folder};
@@ -118,11 +117,7 @@ impl System {
         fs::write(&guest.initramfs, initramfs)?;
         let mut outcome = Outcome::default();
         let (report, end) = results(&guest, self.name, LIMIT, &mut outcome.remarks)?;
-        judge(&report, &end, &mut outcome);
-        if outcome.tally.failed != 0 {
-            let tail = guest.console_tail();
-            outcome.remarks.push(format!("the console's end:\n{tail}"));
-        }
+        report.judge(&guest, &end, Vec::new(), &mut outcome);
         Ok((outcome, report.ended()))
     }
 
@@ -151,15 +146,4 @@ impl System {
         add_checkout(&mut archive)?;
         Ok(archive.finish())
     }
-}
-
-fn judge(report: &Report, end: &End, outcome: &mut Outcome) {
-    outcome.tally = report.tally();
-    let complaints = report.complaints(end.told());
-    outcome.tally.failed += complaints.len();
-    let failed = complaints.iter().map(|text| format!("FAILED: {text}"));
-    outcome.remarks.extend(failed);
-    outcome.remarks.extend_from_slice(report.failures());
-    let skips = report.skips().iter().map(|skip| format!("skipped: {skip}"));
-    outcome.remarks.extend(skips);
 }
