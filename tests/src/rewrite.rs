@@ -30,7 +30,11 @@ fn instruction(opcode: u8, destination: u8, source: u8, offset: i16, immediate: 
 }
 
 /// `bpf(2)`, with the attributes as words.
-fn bpf(command: libc::c_long, attributes: &mut [u64]) -> io::Result<i32> {
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn bpf(command: libc::c_long, attributes: &mut [u64]) -> io::Result<i32> {
     let size = std::mem::size_of_val(attributes);
     // SAFETY: the attributes are writable for their size, and what they point to outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size) };

@@ -7,13 +7,16 @@
 //! has as well is put by a worker of the kernel's when that file is gone (`bpf_link_put`,
 //! kernel/bpf/syscall.c, since 5.7), and nobody waits.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
+use aya_obj::generated::bpf_cmd;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::mount::{fsconfig_create, fsmount, fsopen};
+
+use super::iterator::{address, bpf, zeroed};
 
 /// What the kernel calls the file of a link.
 const LINK: &str = "anon_inode:bpf_link";
@@ -46,34 +49,12 @@ pub(super) fn in_background() -> io::Result<OwnedFd> {
     Ok(nowhere)
 }
 
-/// bpf(2)'s `BPF_OBJ_PIN`, for which aya wants a link that it gives up.
-fn pin(link: RawFd, path: &CString) -> io::Result<()> {
-    /// The part of `union bpf_attr` (include/uapi/linux/bpf.h) that the command takes.
-    #[repr(C)]
-    struct ObjectAttributes {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
-    const BPF_OBJ_PIN: libc::c_int = 6;
-    let attributes = ObjectAttributes {
-        pathname: path.as_ptr() as u64,
-        bpf_fd: link.cast_unsigned(),
-        file_flags: 0,
-    };
-    // SAFETY: the kernel reads the attributes, which are as long as it is told, and the path, which
-    // ends with a zero; both outlive the call.
-    let status = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_PIN,
-            &raw const attributes,
-            size_of::<ObjectAttributes>(),
-        )
-    };
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+/// Gives a link this file, for which aya wants a link that it gives up.
+fn pin(link: RawFd, path: &CStr) -> io::Result<()> {
+    let mut attributes = zeroed();
+    // SAFETY: these are the attributes of the command, which are integers.
+    let object = unsafe { &mut attributes.__bindgen_anon_4 };
+    object.pathname = address(path.as_ptr());
+    object.bpf_fd = link.cast_unsigned();
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
 }

@@ -161,7 +161,7 @@ fn number(descriptor: &OwnedFd) -> u32 {
     descriptor.as_raw_fd().unsigned_abs()
 }
 
-fn address<T>(pointer: *const T) -> u64 {
+pub(super) fn address<T>(pointer: *const T) -> u64 {
     pointer.expose_provenance() as u64
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use portwatch_tests::expect::{bind, bind_failed, inet, listen, release, socket, with};
-use portwatch_tests::rewrite::Rewrite;
+use portwatch_tests::rewrite::{Rewrite, bpf};
 use portwatch_tests::socket::{address, sockaddr};
 use portwatch_tests::uring::{self, Ring};
 use portwatch_tests::{
@@ -225,36 +225,18 @@ fn links_of(pid: u32) -> Vec<u32> {
 
 /// Whether there is a link of this number.
 fn is_there(link: u32) -> bool {
-    /// The part of `union bpf_attr` that the command takes.
-    #[repr(C)]
-    struct Attributes {
-        link_id: u32,
-        next_id: u32,
-        open_flags: u32,
+    const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+    match bpf(BPF_LINK_GET_FD_BY_ID, &mut [u64::from(link), 0]) {
+        Ok(opened) => {
+            // SAFETY: it was opened just now, and nobody else has it.
+            drop(unsafe { OwnedFd::from_raw_fd(opened) });
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+            false
+        }
     }
-    const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
-    let attributes = Attributes {
-        link_id: link,
-        next_id: 0,
-        open_flags: 0,
-    };
-    // SAFETY: the kernel reads the attributes, which are as long as it is told.
-    let opened = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_GET_FD_BY_ID,
-            &raw const attributes,
-            size_of::<Attributes>(),
-        )
-    };
-    if opened < 0 {
-        let error = std::io::Error::last_os_error();
-        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
-        return false;
-    }
-    // SAFETY: it was opened just now, and nobody else has it.
-    drop(unsafe { OwnedFd::from_raw_fd(opened.try_into().unwrap()) });
-    true
 }
 
 /// Its hooks are put in place one after the other: what is seen by some of them is no loss. And they are

@@ -304,18 +304,25 @@ impl Run<'_> {
         let mut outcome = Outcome::default();
         let series = kernel.kernel.series;
         let (report, end) = results(&guest, series, guest::LIMIT, &mut outcome.remarks)?;
-        report.judge(&guest, &end, self.complaints(&report, share), &mut outcome);
+        let verified = report.verified_instructions();
+        let further = self.complaints(&report, &verified, share);
+        report.judge(&guest, &end, further, &mut outcome);
         if self.args.verbose {
             for (backend, lines) in report.doctors() {
                 let said = format!("portwatch doctor, {backend}:\n{}", lines.join("\n"));
                 outcome.remarks.push(said);
             }
         }
-        Ok((outcome, report.verified_instructions()))
+        Ok((outcome, verified))
     }
 
     /// What is wrong that the report does not know.
-    fn complaints(&self, report: &Report, share: &Share) -> Vec<String> {
+    fn complaints(
+        &self,
+        report: &Report,
+        verified: &BTreeMap<String, u32>,
+        share: &Share,
+    ) -> Vec<String> {
         let kernel = &share.kernel.kernel;
         let mut complaints = Vec::new();
         // Tests that were named may all be among those of the first share.
@@ -324,8 +331,7 @@ impl Run<'_> {
         }
         if !self.args.record {
             let name = format!("{} {}", kernel.series, kernel.arch.name());
-            let seen = report.verified_instructions();
-            complaints.extend(verified::complaints(&self.recorded, &name, &seen));
+            complaints.extend(verified::complaints(&self.recorded, &name, verified));
         }
         complaints
     }
