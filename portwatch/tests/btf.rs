@@ -123,15 +123,23 @@ fn symbols_have_the_kernels_addresses() {
         println!("SKIP: {test}: there is no {}", path.display());
         return;
     }
-    match Symbols::read(
-        path,
-        &["_stext", "_etext", "tw_timer_handler", "no_such_symbol"],
-    ) {
-        Ok(found) => {
-            let address = |name| found.get(name).unwrap().address;
+    let wanted = ["_stext", "_etext", "tw_timer_handler", "no_such_symbol"];
+    match Symbols::read(path, &wanted) {
+        Ok(read) => {
+            let address = |name| read.address(name).unwrap();
             assert!(address("_stext") < address("tw_timer_handler"));
             assert!(address("tw_timer_handler") < address("_etext"));
-            assert_eq!(found.get("no_such_symbol"), None);
+            assert_eq!(read.address("no_such_symbol"), None);
+            // Who may see them in the file may ask, if the kernel has the helper.
+            let can_be_asked =
+                kernel(test).is_some_and(|btf| btf.function("bpf_kallsyms_lookup_name").is_some());
+            let asked = Symbols::asked(&wanted);
+            assert_eq!(asked.is_ok(), can_be_asked, "{asked:?}");
+            if let Ok(asked) = asked {
+                for name in wanted {
+                    assert_eq!(asked.address(name), read.address(name), "{name}");
+                }
+            }
         }
         Err(error @ SymbolsError::Hidden { .. }) => println!("SKIP: {test}: {error}"),
         Err(error) => panic!("{error}"),

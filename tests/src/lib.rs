@@ -46,6 +46,12 @@ pub fn patience() -> u32 {
     patience.map_or(1, |times| times.parse().unwrap())
 }
 
+/// As many as this where nothing is slow, and a fifth where a machine is emulated: what each of many
+/// costs is the same there, and in the sum it would be most of what a guest does.
+pub fn many(usual: u32) -> u32 {
+    usual / patience().min(5)
+}
+
 /// Whether the whole machine is the tests' own and systemd runs it: the guest of `cargo xtask vm --systemd`.
 pub fn systemd() -> bool {
     std::env::var_os("PORTWATCH_TEST_SYSTEMD").is_some()

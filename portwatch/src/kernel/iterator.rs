@@ -156,7 +156,7 @@ pub(super) fn zeroed() -> bpf_attr {
     unsafe { std::mem::zeroed() }
 }
 
-fn number(descriptor: &OwnedFd) -> u32 {
+pub(super) fn number(descriptor: &OwnedFd) -> u32 {
     // A descriptor is never negative.
     descriptor.as_raw_fd().unsigned_abs()
 }
@@ -183,7 +183,7 @@ pub(super) fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i32
 }
 
 /// A command that gives a descriptor, which the kernel opens with O_CLOEXEC.
-fn make(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
+pub(super) fn make(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
     let descriptor = bpf(command, attributes)?;
     // SAFETY: it is new and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })

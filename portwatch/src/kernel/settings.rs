@@ -1,13 +1,11 @@
 //! What the kernel side is told at load besides the fields' offsets.
 
-use std::path::Path;
-
 use portwatch_common::field::ABSENT;
 
 use super::btf::Btf;
 use super::hook;
 use super::side::describe;
-use super::symbols::{self, Symbols};
+use super::symbols::Symbols;
 
 /// Addresses of the functions that timers which concern us call; 0 where they are not known.
 #[derive(Default)]
@@ -17,7 +15,7 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// Looks them up, for which all of `/proc/kallsyms` is read.
+    /// Looks them up.
     ///
     /// # Errors
     ///
@@ -26,12 +24,12 @@ impl Timers {
         const TIMEWAIT: &str = "tw_timer_handler";
         const REQUEST: &str = "reqsk_timer_handler";
 
-        let symbols = Symbols::read(Path::new(symbols::KALLSYMS), &[TIMEWAIT, REQUEST])
-            .map_err(|error| describe(&error))?;
-        let address = |name| symbols.get(name).map(|symbol| symbol.address);
+        let symbols =
+            Symbols::of_this_kernel(&[TIMEWAIT, REQUEST]).map_err(|error| describe(&error))?;
+        let timewait = symbols.address(TIMEWAIT);
         Ok(Self {
-            timewait: address(TIMEWAIT).ok_or(format!("this kernel has no {TIMEWAIT}"))?,
-            request: address(REQUEST).unwrap_or(0),
+            timewait: timewait.ok_or(format!("this kernel has no {TIMEWAIT}"))?,
+            request: symbols.address(REQUEST).unwrap_or(0),
         })
     }
 

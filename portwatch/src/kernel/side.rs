@@ -109,8 +109,8 @@ impl KernelSide {
     ///
     /// If the kernel is too old or too strange, or refuses.
     pub fn load(choice: &Choice) -> Result<Self, Unsupported> {
-        // Only timers are known by their addresses, for which all of /proc/kallsyms is read: meanwhile
-        // the types are, one after the other, since each reading takes a lot of memory.
+        // Only timers are known by their addresses, for which all of /proc/kallsyms may have to be read:
+        // meanwhile the types are, one after the other, since each reading takes a lot of memory.
         let timers = (choice.backend.is_none_or(|it| it == Backend::Tracepoint)
             && choice.parts.contains(&Part::Timewait))
         .then(|| thread::spawn(Timers::read));

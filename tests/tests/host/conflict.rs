@@ -2,7 +2,7 @@
 
 use portwatch_tests::expect::inet;
 use portwatch_tests::socket::{self, REUSEADDR, REUSEPORT, V6ONLY, address};
-use portwatch_tests::{Actor, Netns, Scenario, Socket, Trace};
+use portwatch_tests::{Actor, Netns, Scenario, Socket, Trace, many};
 use serde_json::{Value, json};
 
 use crate::connection::{Connection, SERVER};
@@ -294,7 +294,8 @@ fn two_processes_that_fight_for_ports() {
     let trace = Trace::start(&["--netns", &netns.inode().to_string(), "--failed"]);
     let one = ["socket=tcp4", "bind?=127.0.0.1:8080", "yield", "close"];
     let two = ["socket=udp4", "bind?=127.0.0.1:8080", "yield", "close"];
-    let steps = [&["repeat=500"], &one[..], &two, &["end"]].concat();
+    let rounds = format!("repeat={}", many(500));
+    let steps = [&[&*rounds], &one[..], &two, &["end"]].concat();
     let mut fighters = [(); 2].map(|()| Actor::start(&netns, &steps));
     for fighter in &mut fighters {
         fighter.go();

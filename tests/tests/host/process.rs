@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use portwatch_tests::expect::{Order, bind, bind_failed, compare, release, socket};
 use portwatch_tests::identity::children;
-use portwatch_tests::{Actor, Identity, Scenario, Socket, actor};
+use portwatch_tests::{Actor, Identity, Scenario, Socket, actor, many};
 use serde_json::{Value, json};
 
 const LOCAL: &str = "127.0.0.1:5353";
@@ -34,13 +34,13 @@ fn one_that_fails_and_exits_at_once() {
 }
 
 #[test]
-fn a_hundred_at_once() {
+fn many_at_once() {
     let mut scenario = Scenario::new();
     let holder = scenario.run(|| Socket::udp4().bound(LOCAL));
     let socket = socket("udp", LOCAL, &[]);
     let mut expected = vec![bind(socket.clone(), "$self")];
     let mut actors = Vec::new();
-    for number in 0..100 {
+    for number in 0..many(100) {
         let (name, mark) = (format!("$actor{number}"), format!("number {number}"));
         let steps = ["socket=udp4", "bind?=127.0.0.1:5353", "--", &mark];
         let actor = Actor::start(&scenario.netns, &steps);

@@ -39,7 +39,7 @@ pub const SLOW: &str = "a_minute::later_a_timewait_expires";
 /// records that other tests here provoke as well, or to what it says before it
 /// loads anything. Each starts traces of its own, which takes seconds where the
 /// verifier is emulated. `cargo xtask test host` runs them.
-pub const NOT_IN_GUESTS: [&str; 16] = [
+pub const NOT_IN_GUESTS: [&str; 18] = [
     // Rendering.
     "text::",
     // Filters that the kernel side knows nothing of.
@@ -51,12 +51,15 @@ pub const NOT_IN_GUESTS: [&str; 16] = [
     "filters::by_tcp",
     "filters::by_udp",
     "filters::unix_beside_the_filters_of_ip",
+    "list::filters",
     // Another way to say what another test says.
     "filters::a_count_ends_it",
     "filters::by_the_name_of_a_netns",
     "filters::by_the_path_of_a_netns",
     "filters::by_the_name_of_a_user",
     "filters::by_several_events",
+    // What is tested is how the tests start programs.
+    "list::a_test_is_told_alone",
     // Said before anything is loaded.
     "filters::malformed_values_are_named_before_anything_is_attached",
     "filters::who_may_not_trace_is_told_why_and_what_to_do",
