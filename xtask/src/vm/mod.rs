@@ -166,7 +166,16 @@ fn run(args: &Args) -> Result<Outcome> {
         busybox: &busybox,
         recorded: verified::read().unwrap_or_default(),
     };
-    let mut outcomes = run.guests(shares(kernels, |kernel| run.backends(kernel)))?;
+    let shares = shares(kernels, |kernel| run.backends(kernel));
+    let mut outcomes = at_once(shares.iter().map(|share| {
+        let series = share.kernel.kernel.series;
+        let run = &run;
+        move || -> Result<(Of, GuestOutcome)> {
+            let outcome = run.guest(share);
+            let outcome = outcome.with_context(|| format!("the guest with {series}"))?;
+            Ok(((series, share.first), outcome))
+        }
+    }))?;
     // In the order of the matrix, and a kernel's first share before its second.
     outcomes.sort_by_key(|((series, first), _)| {
         let place = MATRIX.iter().position(|known| known.name == *series);
@@ -188,6 +197,42 @@ fn run(args: &Args) -> Result<Outcome> {
     }
     whole.remarks.extend_from_slice(store.warnings());
     Ok(whole)
+}
+
+/// Runs what starts guests, [`AT_ONCE`] at a time and the last first; gives what each gave, in their order.
+fn at_once<T: Send>(
+    guests: impl IntoIterator<Item = impl FnOnce() -> Result<T> + Send>,
+) -> Result<Vec<T>> {
+    let lock = "a thread that runs guests panicked";
+    let waiting: Vec<_> = guests.into_iter().enumerate().collect();
+    let waiting = Mutex::new(waiting);
+    let ended = Mutex::new(BTreeMap::new());
+    let work = || -> Result<()> {
+        loop {
+            let next = waiting.lock().ok().context(lock)?.pop();
+            let Some((place, guest)) = next else {
+                return Ok(());
+            };
+            let outcome = guest()?;
+            ended.lock().ok().context(lock)?.insert(place, outcome);
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            worker
+                .join()
+                .map_err(|_| anyhow::anyhow!(lock))
+                .and_then(|result| result)?;
+        }
+        anyhow::Ok(())
+    })?;
+    Ok(ended
+        .into_inner()
+        .ok()
+        .context(lock)?
+        .into_values()
+        .collect())
 }
 
 /// What all guests have in common.
@@ -246,39 +291,6 @@ impl Run<'_> {
         } else {
             self.args.backends.clone()
         }
-    }
-
-    /// Runs the guests, some at a time.
-    fn guests(&self, shares: Vec<Share>) -> Result<Vec<(Of, GuestOutcome)>> {
-        // The last is taken first: the newest take longest.
-        let waiting = Mutex::new(shares);
-        let ended = Mutex::new(Vec::new());
-        let lock = "a thread that runs guests panicked";
-        thread::scope(|scope| {
-            let work = || -> Result<()> {
-                loop {
-                    let next = waiting.lock().ok().context(lock)?.pop();
-                    let Some(share) = next else {
-                        return Ok(());
-                    };
-                    let series = share.kernel.kernel.series;
-                    let outcome = self
-                        .guest(&share)
-                        .with_context(|| format!("the guest with {series}"))?;
-                    let ended = ended.lock().ok().context(lock);
-                    ended?.push(((series, share.first), outcome));
-                }
-            };
-            let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-            for worker in workers {
-                worker
-                    .join()
-                    .map_err(|_| anyhow::anyhow!(lock))
-                    .and_then(|result| result)?;
-            }
-            anyhow::Ok(())
-        })?;
-        ended.into_inner().ok().context(lock)
     }
 
     fn guest(&self, share: &Share) -> Result<GuestOutcome> {

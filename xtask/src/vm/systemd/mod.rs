@@ -14,7 +14,7 @@ use super::guest::{self, Clock, Guest};
 use super::initramfs::{add, add_checkout, base};
 use super::kernel::Store;
 use super::lock::{self, Arch, DOCKER, SYSTEM, Series};
-use super::{Outcome, PATIENCE, PROGRAMS, QEMU, results};
+use super::{Outcome, PATIENCE, PROGRAMS, QEMU, at_once, results};
 use crate::package::provide;
 use crate::process::{say, target_folder};
 
@@ -60,7 +60,7 @@ const SYSTEMS: [System; 2] = [
     },
 ];
 
-/// Runs the tests, or those whose names contain one of these, in one guest after the other.
+/// Runs the tests, or those whose names contain one of these, in all guests.
 pub fn run(filters: &[String]) -> Result<Outcome> {
     provide(PROGRAMS)?;
     provide(&[QEMU])?;
@@ -76,11 +76,15 @@ pub fn run(filters: &[String]) -> Result<Outcome> {
         say(warning);
     }
 
-    let mut whole = Outcome::default();
-    let mut ended = 0;
+    let image = &kernel.image;
+    let mut guests = Vec::new();
     for (system, root) in SYSTEMS.iter().zip(roots) {
         let archive = system.initramfs(&built, &busybox, filters)?;
-        let (outcome, of_guest) = system.guest(&kernel.image, root, &archive)?;
+        guests.push(move || system.guest(image, root, &archive));
+    }
+    let mut whole = Outcome::default();
+    let mut ended = 0;
+    for (system, (outcome, of_guest)) in SYSTEMS.iter().zip(at_once(guests)?) {
         ended += of_guest;
         whole.tally.add(outcome.tally);
         let mut remarks = outcome.remarks;
