@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub mod actor;
 pub mod expect;
+pub mod held;
 pub mod identity;
 pub mod job;
 pub mod netns;

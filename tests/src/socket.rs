@@ -265,6 +265,13 @@ impl Socket {
         bind(self.0.as_raw_fd(), address)
     }
 
+    /// bind(2) with the bytes that are there when the kernel reads them.
+    pub fn bind_at(&self, address: *const u8, len: usize) -> io::Result<()> {
+        // SAFETY: the kernel checks the pointer.
+        let result = unsafe { libc::bind(self.0.as_raw_fd(), address.cast(), len as socklen_t) };
+        check(result).map(drop)
+    }
+
     /// listen(2).
     pub fn listen(&self, backlog: c_int) -> io::Result<()> {
         listen(self.0.as_raw_fd(), backlog)

@@ -29,6 +29,8 @@
 //! | `title=TEXT` | writes over the arguments in memory |
 //! | `unshare=pid`, `unshare=net` | what is forked is in a new one; a new one |
 //! | `fork … end` | a child does the steps between and exits |
+//! | `held=ADDRESS … end` | bind(2), which does not return before another thread has done the steps between |
+//! | `alike … end` | as `fork`, but the child's id leads to the same seat as that of who is held |
 //! | `thread … end` | a thread does the steps between |
 //! | `repeat=N … end` | does the steps between N times |
 //! | `for=SECONDS … end` | does the steps between until the time is over |
@@ -50,8 +52,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Gid, Pid, Uid, execv, fork, setresgid, setresuid};
-use portwatch_tests::Socket;
-use portwatch_tests::socket::{REUSEADDR, REUSEPORT, V6ONLY, address};
+use portwatch_common::map::CALLS_CAPACITY;
+use portwatch_tests::socket::{REUSEADDR, REUSEPORT, V6ONLY, address, sockaddr};
+use portwatch_tests::{Socket, held};
 
 fn main() {
     say("started");
@@ -59,14 +62,21 @@ fn main() {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let end = arguments.iter().position(|argument| argument == "--");
     let steps = &arguments[..end.unwrap_or(arguments.len())];
-    Player::default().play(steps);
+    let mut player = Player {
+        sockets: Vec::new(),
+        child: None,
+        port: 0,
+        held: nix::unistd::gettid(),
+    };
+    player.play(steps);
 }
 
-#[derive(Default)]
 struct Player {
     sockets: Vec<Socket>,
     child: Option<Pid>,
     port: u16,
+    /// Whose bind is held.
+    held: Pid,
 }
 
 /// Unbuffered, because children share the descriptor.
@@ -91,8 +101,13 @@ fn block(steps: &[OsString]) -> (&[OsString], &[OsString]) {
     let mut depth = 1;
     for (index, step) in steps.iter().enumerate() {
         match step.as_bytes() {
-            b"fork" | b"thread" => depth += 1,
-            step if step.starts_with(b"repeat=") || step.starts_with(b"for=") => depth += 1,
+            b"fork" | b"alike" | b"thread" => depth += 1,
+            step if [&b"repeat="[..], b"for=", b"held="]
+                .iter()
+                .any(|verb| step.starts_with(verb)) =>
+            {
+                depth += 1;
+            }
             b"end" => depth -= 1,
             _ => {}
         }
@@ -118,7 +133,7 @@ impl Player {
             };
             let verb = std::str::from_utf8(verb).unwrap();
             match verb {
-                "fork" | "thread" | "repeat" | "for" => {
+                "fork" | "alike" | "held" | "thread" | "repeat" | "for" => {
                     let (inner, behind) = block(rest);
                     self.block(verb, value, inner);
                     steps = behind;
@@ -138,6 +153,20 @@ impl Player {
                     std::process::exit(0);
                 }
                 ForkResult::Parent { child } => self.child = Some(child),
+            },
+            "held" => {
+                let socket = self.sockets.pop().unwrap();
+                let bytes = sockaddr(address(&String::from_utf8_lossy(value)));
+                self.held = nix::unistd::gettid();
+                held::bind(&socket, &bytes, || self.play(inner)).unwrap();
+                self.sockets.push(socket);
+            }
+            "alike" => match fork_alike(self.held) {
+                child if child.as_raw() == 0 => {
+                    self.play(inner);
+                    std::process::exit(0);
+                }
+                child => self.child = Some(child),
             },
             "thread" => std::thread::scope(|scope| {
                 scope.spawn(|| self.play(inner));
@@ -226,6 +255,37 @@ impl Player {
             other => panic!("there is no step {other}"),
         }
     }
+}
+
+/// As fork(2), by clone3(2): the child's id leads to the first seat of this task as well.
+fn fork_alike(task: Pid) -> Pid {
+    let apart = i32::try_from(CALLS_CAPACITY).unwrap();
+    for times in 1.. {
+        let id = task.as_raw() % apart + times * apart;
+        if id == task.as_raw() {
+            continue;
+        }
+        // SAFETY: integers, of which those that are zero say that there is nothing.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.set_tid = (&raw const id).expose_provenance() as u64;
+        arguments.set_tid_size = 1;
+        // SAFETY: the only other thread is in the kernel, and has no lock of this process's.
+        let child = unsafe {
+            libc::syscall(
+                libc::SYS_clone3,
+                &raw mut arguments,
+                size_of::<libc::clone_args>(),
+            )
+        };
+        let error = std::io::Error::last_os_error();
+        // Somebody has the id.
+        if child >= 0 || error.raw_os_error() != Some(libc::EEXIST) {
+            assert!(child >= 0, "{error}");
+            return Pid::from_raw(child as libc::pid_t);
+        }
+    }
+    panic!("no id is free");
 }
 
 /// Until nobody can write to standard input any more.

@@ -58,6 +58,31 @@ fn many_at_once() {
     drop(holder);
 }
 
+/// What a bind's entry keeps for its exit lies in one of two places that a thread's id leads to: here the
+/// first one is another's, who is in bind(2) already.
+#[test]
+fn two_tasks_whose_ids_lead_to_one_seat() {
+    let mut scenario = Scenario::new();
+    let other = ["pid", "wait", "socket=udp4", "bind=127.0.0.1:5354", "close"];
+    let steps = [
+        &["socket=udp4", "held=127.0.0.1:5353", "alike"][..],
+        &other,
+        &["end", "reap", "say=reaped", "wait", "end", "close"],
+    ]
+    .concat();
+    let mut actor = scenario.actor("$held", &steps);
+    scenario.know("$other", Identity::of(actor.number()));
+    actor.go();
+    actor.says("reaped");
+    actor.go();
+    actor.finish();
+    let of_both = [
+        bound_by("$other", "127.0.0.1:5354"),
+        bound_by("$held", LOCAL),
+    ];
+    scenario.expect(&of_both.concat());
+}
+
 #[test]
 fn more_arguments_than_fit() {
     let mut scenario = Scenario::new();
