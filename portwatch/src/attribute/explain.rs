@@ -79,6 +79,7 @@ impl Attribution {
         facts.host_netns = self.host_netns;
         facts.sysctls = self.settings(refusal);
         facts.may_bind_low = newcomer.lacks_low_ports().then_some(false);
+        facts.unseen = self.is_unseen(refusal.key());
         facts.evidence = evidence_of(&found);
         facts.holders = (found.iter())
             .map(|holder| self.held(holder, &newcomer))
@@ -104,6 +105,17 @@ impl Attribution {
         match self.lookups.get(&Subject::Process(key)) {
             Some(Finding::Standing(standing)) => standing.clone(),
             _ => None,
+        }
+    }
+
+    /// Whether it was looked for and not found.
+    fn is_unseen(&self, key: Key) -> bool {
+        match self.lookups.get(&Subject::Process(key)) {
+            Some(Finding::Standing(standing)) => {
+                let standing = standing.as_ref();
+                standing.is_none_or(|standing| !standing.is_of(key.tgid))
+            }
+            _ => false,
         }
     }
 

@@ -9,6 +9,7 @@ use super::lookup::{Finding, FoundSocket, Owner, Place, Question, Subject};
 use super::*;
 use crate::event::{Cause, Conflict, Evidence, Ownership};
 use crate::filter;
+use crate::kernel::sysctls::Sysctls;
 
 const NETNS: u32 = 7;
 
@@ -165,6 +166,25 @@ fn a_refusal_waits_for_its_answers() {
     // It was gone by the time it was looked at.
     assert_eq!(told[0].cause, Cause::ExitingHolder);
     assert!(!attribution.is_asking());
+}
+
+/// A user's process that is refused a low port and has ended is told as one that lacked the right to it.
+#[test]
+fn a_low_port_of_a_user_who_is_gone() {
+    let (mut attribution, asked) = attribution();
+    let mut refusal = refusal(clock::monotonic());
+    refusal.result = -libc::EACCES;
+    refusal.task.uid = 1000;
+    assert!(feed(&mut attribution, &[refusal.as_bytes()]).is_empty());
+    let settings = Sysctls {
+        unprivileged_port_start: Some(1024),
+        ..Sysctls::default()
+    };
+    let told = answer_all(&mut attribution, &asked, |subject| match subject {
+        Subject::Settings { .. } => Finding::Settings(settings.clone()),
+        _ => Finding::Standing(None),
+    });
+    assert_eq!(told[0].cause, Cause::PrivilegedPort);
 }
 
 /// The kernel side lets everything through before its filters are in force.

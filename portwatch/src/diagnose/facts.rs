@@ -35,6 +35,8 @@ pub struct Facts {
     pub already: Option<Address>,
     /// Whether the process has CAP_NET_BIND_SERVICE in the user namespace of its network.
     pub may_bind_low: Option<bool>,
+    /// Whether the process could not be looked at any more: mostly because it has ended.
+    pub unseen: bool,
     /// Why the address could not be used, after EADDRNOTAVAIL.
     pub address_fault: Option<AddressFault>,
     /// What has the path, of AF_UNIX.
@@ -73,6 +75,7 @@ impl Facts {
             reached_kernel: None,
             already: None,
             may_bind_low: None,
+            unseen: false,
             address_fault: None,
             path: None,
             sysctls: Sysctls::default(),

@@ -63,14 +63,16 @@ fn is_unix(facts: &Facts) -> bool {
     facts.socket.family == Some(Family::Unix)
 }
 
-/// Whether the port is a low one and the process lacks what it takes, as
+/// Whether the port is a low one and the process lacks what it takes, or must have, as
 /// `inet_port_requires_bind_service` (6.18) and `ns_capable` have it: port 0 takes nothing.
 fn lacks_capability(facts: &Facts) -> Option<bool> {
     let low = facts.port()? < facts.sysctls.unprivileged_port_start?;
     if !low || facts.port() == Some(0) {
         return Some(false);
     }
-    facts.may_bind_low.map(|may| !may)
+    let lacks = facts.may_bind_low.map(|may| !may);
+    // Users have what their programs were given, which is next to nothing.
+    lacks.or_else(|| (facts.unseen && facts.uid? != 0).then_some(true))
 }
 
 fn in_use(facts: &Facts) -> Option<Judgement<'_>> {

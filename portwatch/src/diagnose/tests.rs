@@ -13,7 +13,7 @@ use proptest::sample::select;
 use self::fixture::*;
 use self::table::table_of_causes;
 use super::diagnose;
-use super::facts::{Call, Facts, Tie};
+use super::facts::{Call, Facts, RangeUse, Tie};
 use crate::event::{
     Actor, Cause, Conflict, Container, Evidence, Holder, Process, Socket, State, Transport,
 };
@@ -250,6 +250,49 @@ fn a_capability_that_is_not_known_is_not_missed() {
     assert_eq!(diagnose(&facts).cause, Cause::Unknown);
     let high = failed(libc::EACCES, tcp("0.0.0.0:8080"));
     assert_eq!(diagnose(&high).cause, Cause::SecurityPolicy);
+}
+
+/// A user's process that tries port 80 has mostly ended by the time it is looked at.
+#[test]
+fn a_capability_that_a_user_can_hardly_have_had() {
+    let of = |uid| {
+        let mut facts = failed(libc::EACCES, tcp("0.0.0.0:80"));
+        facts.uid = Some(uid);
+        facts.unseen = true;
+        diagnose(&facts)
+    };
+    let conflict = of(1000);
+    assert_eq!(conflict.cause, Cause::PrivilegedPort);
+    assert_eq!(
+        conflict.summary,
+        "port 80 is below net.ipv4.ip_unprivileged_port_start (1024) and the process, of user 1000, \
+         most likely lacked CAP_NET_BIND_SERVICE: it could not be looked at any more"
+    );
+    assert_eq!(of(0).cause, Cause::Unknown);
+}
+
+#[test]
+fn the_last_of_an_odd_number_of_ports_is_never_tried() {
+    let of = |last, used, reserved: &str| {
+        let mut facts = refused(tcp("127.0.0.1:0"), Vec::new());
+        facts.sysctls.local_port_range = Some(40_000..=last);
+        facts.sysctls.local_reserved_ports = Some(reserved.to_owned());
+        facts.range = Some(RangeUse {
+            used,
+            timewait: 0,
+            most: Vec::new(),
+        });
+        diagnose(&facts).summary
+    };
+    let said = ": 2 of 3 are in use, and TCP never tries the last of an odd number, 0 in TIME_WAIT";
+    assert!(of(40_002, 2, "").ends_with(said), "{}", of(40_002, 2, ""));
+    for other in [
+        of(40_003, 3, ""),
+        of(40_002, 3, ""),
+        of(40_002, 2, "40001\n"),
+    ] {
+        assert!(!other.contains("odd"), "{other}");
+    }
 }
 
 /// What stands in the way comes first; what does not is told after it.

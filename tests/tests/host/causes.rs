@@ -668,6 +668,39 @@ fn low_ports_of_another_namespace() {
     );
 }
 
+/// Whether it is looked at before it has ended or not.
+#[test]
+fn a_low_port_of_a_process_that_ends_at_once() {
+    let mut scenario = Scenario::new();
+    // The namespace's settings are read where somebody is in it.
+    let _inhabitant = Actor::start(&scenario.netns, &[]);
+    let steps = ["uid=65534", "socket=tcp4", "bind?=127.0.0.1:80"];
+    scenario.actor("$user", &steps).finish();
+    let seen = conflict(&scenario, 80);
+    assert_eq!(seen["cause"], "privileged-port", "{seen}");
+}
+
+/// TCP never tries the last of an odd number of ports.
+#[test]
+fn a_range_of_which_one_port_is_left_out() {
+    let scenario = Scenario::new();
+    scenario
+        .netns
+        .sysctl("ipv4/ip_local_port_range", "40000 40002");
+    let _inhabitant = Actor::start(&scenario.netns, &[]);
+    let any = || Socket::tcp4().bind("127.0.0.1:0");
+    let _bound = scenario.run(|| {
+        let bound = [(); 2].map(|()| Socket::tcp4().bound("127.0.0.1:0"));
+        let error = any().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        bound
+    });
+    let seen = conflict(&scenario, 0);
+    let summary = seen["summary"].as_str().unwrap();
+    let said = "2 of 3 are in use, and TCP never tries the last of an odd number";
+    assert!(summary.contains(said), "{summary}");
+}
+
 /// The kernel's own socket of TCP leads to the user's of MPTCP.
 #[test]
 fn a_listener_of_mptcp_if_the_kernel_has_it() {

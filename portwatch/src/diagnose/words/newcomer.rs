@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::phrase::{ip, is_plain, name};
 use super::{Sentences, Words};
 use crate::diagnose::facts::{AddressFault, PathState};
-use crate::event::{Address, Cause};
+use crate::event::{Address, Cause, Transport};
 
 impl Words<'_> {
     pub(super) fn of_newcomer(&self) -> Sentences {
@@ -88,8 +88,13 @@ impl Words<'_> {
             let most = usage.most.iter();
             let most = most.map(|(actor, count)| format!("; {} has {count}", name(actor)));
             let most: String = most.collect();
+            let untried = if self.leaves_one_out(all, usage.used) {
+                ", and TCP never tries the last of an odd number"
+            } else {
+                ""
+            };
             format!(
-                ": {} of {all} are in use, {} in TIME_WAIT{most}",
+                ": {} of {all} are in use{untried}, {} in TIME_WAIT{most}",
                 usage.used, usage.timewait
             )
         });
@@ -110,6 +115,18 @@ impl Words<'_> {
         )
     }
 
+    /// Whether the only port that is free is one that the kernel does not try: of an odd number
+    /// `inet_csk_find_open_port` leaves the last out (`remaining &= ~1U`, 5.10 to 7.3).
+    fn leaves_one_out(&self, all: u32, used: u32) -> bool {
+        let tcp = matches!(
+            self.facts.socket.transport,
+            Some(Transport::Tcp | Transport::Mptcp)
+        );
+        let reserved = self.facts.sysctls.local_reserved_ports.as_deref();
+        let none_reserved = reserved.is_none_or(|list| list.trim().is_empty());
+        tcp && none_reserved && all > 1 && all % 2 == 1 && used + 1 == all
+    }
+
     fn privileged(&self) -> Sentences {
         let facts = self.facts;
         let port = self.port();
@@ -119,10 +136,16 @@ impl Words<'_> {
             .as_ref()
             .and_then(|actor| actor.process.exe.as_deref());
         let exe = exe.filter(|exe| is_plain(exe)).unwrap_or("PROGRAM");
+        let lacks = match (facts.may_bind_low, facts.uid) {
+            (None, Some(uid)) => format!(
+                "process, of user {uid}, most likely lacked CAP_NET_BIND_SERVICE: it could not be \
+                 looked at any more"
+            ),
+            _ => "process lacks CAP_NET_BIND_SERVICE".to_owned(),
+        };
         (
             format!(
-                "port {port} is below net.ipv4.ip_unprivileged_port_start ({start}) and the \
-                 process lacks CAP_NET_BIND_SERVICE"
+                "port {port} is below net.ipv4.ip_unprivileged_port_start ({start}) and the {lacks}"
             ),
             format!(
                 "use port {start} or higher, or grant it: setcap cap_net_bind_service=+ep \
