@@ -70,9 +70,10 @@ impl Trace {
     pub fn start(arguments: &[&str]) -> Self {
         let mut command = portwatch_command("trace");
         command.arg("--json").args(arguments);
-        // On a machine so slow what explains a refusal takes long as well. 250 ms are the default.
+        // On a machine so slow what explains a refusal takes long as well; and in a guest nobody preempts
+        // another trace that starts, which has its only processor for seconds. 250 ms are the default.
         if patience() > 1 {
-            let most = Duration::from_millis(250) * patience();
+            let most = Duration::from_secs(1) * patience();
             command.arg(format!("--explain-within={}ms", most.as_millis()));
         }
         Self::of(command)
