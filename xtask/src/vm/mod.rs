@@ -351,6 +351,7 @@ impl Run<'_> {
     /// The variables of `init.sh`.
     fn settings(&self, share: &Share) -> String {
         let filters = &self.args.filters;
+        let kernel = &share.kernel.kernel;
         // Who names tests wants just those.
         let skip = |tests: &[&str]| -> String {
             tests.iter().map(|test| format!(" --skip {test}")).collect()
@@ -363,9 +364,9 @@ impl Run<'_> {
                 once = suite::ONCE.join(" ");
             }
             skipped = skip(&suite::NOT_IN_GUESTS) + &skip(&[slow]);
+            skipped += &skip(suite::not_beside_others(kernel.series));
             not_again = skip(&suite::ONCE);
         }
-        let kernel = &share.kernel.kernel;
         format!(
             "PORT={}\nKERNEL='{}'\nPORTWATCH_CASES={}\nBACKENDS='{}'\nONCE='{once}'\nBACKEND_OF_ONCE={}\nSLOW='{slow}'\n\
              FILTERS='{}'\nSKIPPED='{skipped}'\nNOT_AGAIN='{not_again}'\nPORTWATCH_TEST_PATIENCE={PATIENCE}\n",
