@@ -83,22 +83,18 @@ pub fn sockaddr_un(path: &[u8]) -> Vec<u8> {
 
 /// bind(2) of any descriptor, with any bytes as address.
 pub fn bind(descriptor: RawFd, address: &[u8]) -> io::Result<()> {
-    // SAFETY: the pointer and length are those of a slice.
-    let result = unsafe {
-        libc::bind(
-            descriptor,
-            address.as_ptr().cast(),
-            address.len() as socklen_t,
-        )
-    };
+    bind_at(descriptor, address.as_ptr(), address.len())
+}
+
+fn bind_at(descriptor: RawFd, address: *const u8, len: usize) -> io::Result<()> {
+    // SAFETY: the kernel checks the pointer.
+    let result = unsafe { libc::bind(descriptor, address.cast(), len as socklen_t) };
     check(result).map(drop)
 }
 
 /// bind(2) with an address that cannot be read.
 pub fn bind_unreadable(socket: &Socket) -> io::Result<()> {
-    // SAFETY: the kernel checks the pointer; that it is none is what is wanted.
-    let result = unsafe { libc::bind(socket.0.as_raw_fd(), std::ptr::without_provenance(8), 16) };
-    check(result).map(drop)
+    socket.bind_at(std::ptr::without_provenance(8), 16)
 }
 
 /// listen(2) of any descriptor.
@@ -267,9 +263,7 @@ impl Socket {
 
     /// bind(2) with the bytes that are there when the kernel reads them.
     pub fn bind_at(&self, address: *const u8, len: usize) -> io::Result<()> {
-        // SAFETY: the kernel checks the pointer.
-        let result = unsafe { libc::bind(self.0.as_raw_fd(), address.cast(), len as socklen_t) };
-        check(result).map(drop)
+        bind_at(self.0.as_raw_fd(), address, len)
     }
 
     /// listen(2).

@@ -146,14 +146,20 @@ impl Player {
 
     fn block(&mut self, verb: &str, value: &[u8], inner: &[OsString]) {
         match verb {
-            // SAFETY: there is one thread here.
-            "fork" => match unsafe { fork() }.unwrap() {
-                ForkResult::Child => {
+            "fork" | "alike" => {
+                self.child = match verb {
+                    "alike" => fork_alike(self.held),
+                    // SAFETY: there is one thread here.
+                    _ => match unsafe { fork() }.unwrap() {
+                        ForkResult::Child => None,
+                        ForkResult::Parent { child } => Some(child),
+                    },
+                };
+                if self.child.is_none() {
                     self.play(inner);
                     std::process::exit(0);
                 }
-                ForkResult::Parent { child } => self.child = Some(child),
-            },
+            }
             "held" => {
                 let socket = self.sockets.pop().unwrap();
                 let bytes = sockaddr(address(&String::from_utf8_lossy(value)));
@@ -161,13 +167,6 @@ impl Player {
                 held::bind(&socket, &bytes, || self.play(inner)).unwrap();
                 self.sockets.push(socket);
             }
-            "alike" => match fork_alike(self.held) {
-                child if child.as_raw() == 0 => {
-                    self.play(inner);
-                    std::process::exit(0);
-                }
-                child => self.child = Some(child),
-            },
             "thread" => std::thread::scope(|scope| {
                 scope.spawn(|| self.play(inner));
             }),
@@ -257,8 +256,9 @@ impl Player {
     }
 }
 
-/// As fork(2), by clone3(2): the child's id leads to the first seat of this task as well.
-fn fork_alike(task: Pid) -> Pid {
+/// As fork(2), by clone3(2): the child's id leads to the first seat of this task as well. The child gets
+/// nothing.
+fn fork_alike(task: Pid) -> Option<Pid> {
     let apart = i32::try_from(CALLS_CAPACITY).unwrap();
     for times in 1.. {
         let id = task.as_raw() % apart + times * apart;
@@ -282,7 +282,7 @@ fn fork_alike(task: Pid) -> Pid {
         // Somebody has the id.
         if child >= 0 || error.raw_os_error() != Some(libc::EEXIST) {
             assert!(child >= 0, "{error}");
-            return Pid::from_raw(child as libc::pid_t);
+            return (child != 0).then(|| Pid::from_raw(child as libc::pid_t));
         }
     }
     panic!("no id is free");
