@@ -79,7 +79,7 @@ impl Attribution {
         facts.host_netns = self.host_netns;
         facts.sysctls = self.settings(refusal);
         facts.may_bind_low = newcomer.lacks_low_ports().then_some(false);
-        facts.unseen = self.is_unseen(refusal.key());
+        facts.unseen = self.itself(refusal.key()) == Some(None);
         facts.evidence = evidence_of(&found);
         facts.holders = (found.iter())
             .map(|holder| self.held(holder, &newcomer))
@@ -108,14 +108,15 @@ impl Attribution {
         }
     }
 
-    /// Whether it was looked for and not found.
-    fn is_unseen(&self, key: Key) -> bool {
+    /// How a process itself stands, and not an ancestor in its place: `Some(None)` if it was looked for
+    /// and not found.
+    fn itself(&self, key: Key) -> Option<Option<&Standing>> {
         match self.lookups.get(&Subject::Process(key)) {
             Some(Finding::Standing(standing)) => {
                 let standing = standing.as_ref();
-                standing.is_none_or(|standing| !standing.is_of(key.tgid))
+                Some(standing.filter(|standing| standing.is_of(key.tgid)))
             }
-            _ => false,
+            _ => None,
         }
     }
 
@@ -169,12 +170,8 @@ impl Attribution {
             held.binder = binder;
         }
         // Its owner ended between the refusal and the look for it, and the port was free then.
-        let gone = binder_key.is_some_and(|key| match self.lookups.get(&Subject::Process(key)) {
-            Some(Finding::Standing(standing)) => standing
-                .as_ref()
-                .is_none_or(|standing| standing.exiting || !standing.is_of(key.tgid)),
-            _ => false,
-        });
+        let binder = binder_key.and_then(|key| self.itself(key));
+        let gone = binder.is_some_and(|binder| binder.is_none_or(|standing| standing.exiting));
         held.exiting |= owners.is_none_or(|owners| owners.is_empty())
             && gone
             && self.order.releases(raw.address);

@@ -7,7 +7,7 @@ use std::path::Path;
 use aya::programs::loaded_programs;
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type};
 
-use super::iterator;
+use super::bpf;
 
 /// `BPF_F_QUERY_EFFECTIVE`: those of the cgroups above too.
 const EFFECTIVE: u32 = 1;
@@ -139,11 +139,11 @@ fn has_programs(proc: &Path, tgid: u32) -> Option<bool> {
 
 /// How many programs of a kind are in force in a cgroup.
 fn programs_of(folder: &File, kind: bpf_attach_type) -> Option<u32> {
-    let mut attributes = iterator::zeroed();
+    let mut attributes = bpf::zeroed();
     attributes.query.__bindgen_anon_1.target_fd = folder.as_raw_fd().unsigned_abs();
     attributes.query.attach_type = kind as u32;
     attributes.query.query_flags = EFFECTIVE;
-    iterator::bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes).ok()?;
+    bpf::bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes).ok()?;
     // SAFETY: the command has filled in the counterpart of this field, an integer.
     Some(unsafe { attributes.query.__bindgen_anon_2.prog_cnt })
 }

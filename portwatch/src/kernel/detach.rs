@@ -16,7 +16,7 @@ use aya_obj::generated::bpf_cmd;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::mount::{fsconfig_create, fsmount, fsopen};
 
-use super::iterator::{address, bpf, zeroed};
+use super::bpf::{address, bpf, zeroed};
 
 /// What the kernel calls the file of a link.
 const LINK: &str = "anon_inode:bpf_link";

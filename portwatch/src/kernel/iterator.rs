@@ -8,15 +8,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow};
-use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type,
-};
+use anyhow::Context as _;
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_map_type, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Map, Object};
 
+use super::bpf::{self, address, bpf, make, number, zeroed};
 use super::btf::{self, Btf};
 use super::layout::Layout;
 use super::settings::{self, Timers};
@@ -60,7 +59,12 @@ pub(super) fn read(program: &str, kind: &str) -> anyhow::Result<Vec<u8>> {
         .and_then(|program| object.functions.get(&program.function_key()))
         .with_context(|| format!("there is no program {program} in the object"))?;
 
-    let program = load(&code.instructions, &object, target).context("loading it")?;
+    let program = bpf::load(&code.instructions, &object.license, |program| {
+        program.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+        program.expected_attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+        program.attach_btf_id = target;
+    })
+    .context("loading it")?;
     let link = attach(&program).context("attaching it")?;
     let mut bytes = Vec::new();
     open(&link)
@@ -126,18 +130,6 @@ fn fill(descriptor: &OwnedFd, map: &Map) -> io::Result<()> {
     Ok(())
 }
 
-fn load(code: &[bpf_insn], object: &Object, target: u32) -> anyhow::Result<OwnedFd> {
-    let mut attributes = zeroed();
-    attributes.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
-    attributes.__bindgen_anon_3.expected_attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
-    attributes.__bindgen_anon_3.attach_btf_id = target;
-    attributes.__bindgen_anon_3.insns = address(code.as_ptr());
-    attributes.__bindgen_anon_3.insn_cnt =
-        u32::try_from(code.len()).map_err(|_| anyhow!("{} instructions", code.len()))?;
-    attributes.__bindgen_anon_3.license = address(object.license.as_ptr());
-    Ok(make(bpf_cmd::BPF_PROG_LOAD, &mut attributes)?)
-}
-
 fn attach(program: &OwnedFd) -> io::Result<OwnedFd> {
     let mut attributes = zeroed();
     attributes.link_create.__bindgen_anon_1.prog_fd = number(program);
@@ -149,42 +141,4 @@ fn open(link: &OwnedFd) -> io::Result<File> {
     let mut attributes = zeroed();
     attributes.iter_create.link_fd = number(link);
     make(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(File::from)
-}
-
-pub(super) fn zeroed() -> bpf_attr {
-    // SAFETY: it is made of integers; the kernel wants what is not set to be zero.
-    unsafe { std::mem::zeroed() }
-}
-
-pub(super) fn number(descriptor: &OwnedFd) -> u32 {
-    // A descriptor is never negative.
-    descriptor.as_raw_fd().unsigned_abs()
-}
-
-pub(super) fn address<T>(pointer: *const T) -> u64 {
-    pointer.expose_provenance() as u64
-}
-
-/// bpf(2). Each address in the attributes is of something that lives until this returns.
-pub(super) fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<i32> {
-    // SAFETY: the attributes are those of the command, and as long as is said.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as u32,
-            std::ptr::from_mut(attributes),
-            size_of::<bpf_attr>() as u32,
-        )
-    };
-    match i32::try_from(result) {
-        Ok(result) if result >= 0 => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// A command that gives a descriptor, which the kernel opens with O_CLOEXEC.
-pub(super) fn make(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
-    let descriptor = bpf(command, attributes)?;
-    // SAFETY: it is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

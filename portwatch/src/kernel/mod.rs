@@ -2,6 +2,7 @@
 //! programs, proving that they fire, and draining their records.
 
 mod attach;
+mod bpf;
 pub mod btf;
 pub mod clock;
 pub mod decode;

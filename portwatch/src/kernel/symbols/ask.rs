@@ -6,9 +6,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use aya_obj::generated::{BPF_F_SLEEPABLE, bpf_cmd, bpf_func_id, bpf_prog_type};
+use aya_obj::generated::{BPF_F_SLEEPABLE, bpf_cmd, bpf_func_id, bpf_insn, bpf_prog_type};
 
-use crate::kernel::iterator::{address, bpf, make, number, zeroed};
+use crate::kernel::bpf::{self, address, bpf, number, zeroed};
 
 /// What the program writes for each name: what the helper returned, and the address.
 type Answer = [i64; 2];
@@ -42,7 +42,10 @@ const FOUND: i16 = -8;
 pub(super) fn addresses(names: &[&str]) -> io::Result<Vec<Option<u64>>> {
     const NOT_FOUND: i64 = -(libc::ENOENT as i64);
 
-    let program = load(&instructions(names))?;
+    let program = bpf::load(&instructions(names), c"GPL", |program| {
+        program.prog_type = bpf_prog_type::BPF_PROG_TYPE_SYSCALL as u32;
+        program.prog_flags = BPF_F_SLEEPABLE;
+    })?;
     let mut answers: Vec<Answer> = vec![[0; 2]; names.len()];
     run(&program, &mut answers)?;
     let answers = answers.into_iter().map(|[result, found]| match result {
@@ -55,19 +58,17 @@ pub(super) fn addresses(names: &[&str]) -> io::Result<Vec<Option<u64>>> {
     answers.collect()
 }
 
-/// One instruction, `struct bpf_insn`: opcode, destination, source, offset, immediate value.
-fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> [u8; 8] {
-    let registers = if cfg!(target_endian = "little") {
-        source << 4 | destination
-    } else {
-        destination << 4 | source
-    };
-    let [low, high] = offset.to_ne_bytes();
-    let [a, b, c, d] = immediate.to_ne_bytes();
-    [code, registers, low, high, a, b, c, d]
+fn instruction(code: u8, destination: u8, source: u8, off: i16, imm: i32) -> bpf_insn {
+    bpf_insn {
+        code,
+        _bitfield_align_1: [],
+        _bitfield_1: bpf_insn::new_bitfield_1(destination, source),
+        off,
+        imm,
+    }
 }
 
-fn instructions(names: &[&str]) -> Vec<[u8; 8]> {
+fn instructions(names: &[&str]) -> Vec<bpf_insn> {
     let [name, length, flags, found] = ARGUMENTS;
     let mut code = vec![instruction(MOVE, CONTEXT, name, 0, 0)];
     let answers = (0_i16..).step_by(size_of::<Answer>());
@@ -108,16 +109,6 @@ fn instructions(names: &[&str]) -> Vec<[u8; 8]> {
         instruction(EXIT, 0, 0, 0, 0),
     ]);
     code
-}
-
-fn load(code: &[[u8; 8]]) -> io::Result<OwnedFd> {
-    let mut attributes = zeroed();
-    attributes.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SYSCALL as u32;
-    attributes.__bindgen_anon_3.prog_flags = BPF_F_SLEEPABLE;
-    attributes.__bindgen_anon_3.insns = address(code.as_ptr());
-    attributes.__bindgen_anon_3.insn_cnt = code.len() as u32;
-    attributes.__bindgen_anon_3.license = address(c"GPL".as_ptr());
-    make(bpf_cmd::BPF_PROG_LOAD, &mut attributes)
 }
 
 /// The kernel copies the context back to where it came from (`bpf_prog_test_run_syscall`,
